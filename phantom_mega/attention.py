@@ -1,0 +1,128 @@
+"""Window attention through index arrays: gather, one variable-length attention, weighted scatter back.
+
+J: joint tokens (visual, then text stream), G: rows of all windows, N: heads, D: head dim. The backends compute the same
+and differ in speed: `sdpa` runs anywhere, `varlen` is torch's flash attention, `te` is Transformer Engine's `thd`.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from phantom_mega.errors import UserError
+from phantom_mega.rope import rope_table
+from phantom_mega.windows import WindowPlan
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A `WindowPlan` as tensors on the device, with the rotation of every visual token.
+
+    Attributes:
+        gather: int64 [G].
+        cu_seqlens: int32 [windows + 1].
+        lengths: rows of every window, on the host (what a per-window loop splits by).
+        merge_weight: float64 [G].
+        cos, sin: float32 [S, D/2].
+        max_seqlen: rows of the longest window.
+    """
+
+    gather: torch.Tensor
+    cu_seqlens: torch.Tensor
+    lengths: tuple[int, ...]
+    merge_weight: torch.Tensor
+    cos: torch.Tensor
+    sin: torch.Tensor
+    max_seqlen: int
+
+    @classmethod
+    def from_plan(
+        cls, plan: WindowPlan, axes_dim: list[int], theta: float, device: torch.device | str = "cpu"
+    ) -> Windows:
+        """Move a plan to the device and compute its rotations there."""
+        cos, sin = rope_table(torch.from_numpy(plan.positions).to(device), axes_dim, theta)
+        return cls(
+            gather=torch.from_numpy(plan.gather).to(device),
+            cu_seqlens=torch.from_numpy(plan.cu_seqlens).to(device),
+            lengths=tuple((plan.cu_seqlens[1:] - plan.cu_seqlens[:-1]).tolist()),
+            merge_weight=torch.from_numpy(plan.merge_weight).to(device),
+            cos=cos,
+            sin=sin,
+            max_seqlen=plan.max_seqlen,
+        )
+
+
+def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, windows: Windows) -> torch.Tensor:
+    """One `scaled_dot_product_attention` per window."""
+    outputs = []
+    for parts in zip(*(x.split(windows.lengths) for x in (q, k, v)), strict=True):
+        query, key, value = (x.transpose(0, 1)[None] for x in parts)
+        outputs.append(F.scaled_dot_product_attention(query, key, value)[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def _varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, windows: Windows) -> torch.Tensor:
+    """torch's own variable-length flash attention; half precision on a GPU only."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    cu, longest = windows.cu_seqlens, windows.max_seqlen
+    return varlen_attn(q, k, v, cu, cu, longest, longest)
+
+
+@functools.lru_cache(maxsize=4)
+def _te_module(heads: int, head_dim: int):
+    import transformer_engine.pytorch as te
+
+    return te.DotProductAttention(heads, head_dim, attn_mask_type="padding", qkv_format="thd")
+
+
+def _te(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, windows: Windows) -> torch.Tensor:
+    """Transformer Engine's attention over packed sequences."""
+    cu, longest = windows.cu_seqlens, windows.max_seqlen
+    out = _te_module(q.shape[1], q.shape[2])(
+        q, k, v, cu_seqlens_q=cu, cu_seqlens_kv=cu, max_seqlen_q=longest, max_seqlen_kv=longest
+    )
+    return out.reshape(q.shape)
+
+
+BACKENDS = {"sdpa": _sdpa, "varlen": _varlen, "te": _te}
+
+
+def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that `auto` stands for: torch's flash attention in half precision on a GPU, else SDPA.
+
+    Raises:
+        UserError: an unknown name, or a backend that cannot run on this device in this precision.
+    """
+    if name not in ("auto", *BACKENDS):
+        raise UserError(f"attention_backend={name!r} is unknown; use one of auto, {', '.join(BACKENDS)}")
+    half_on_gpu = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    if name == "auto":
+        return "varlen" if half_on_gpu else "sdpa"
+    if name != "sdpa" and not half_on_gpu:
+        raise UserError(f"attention_backend={name} needs a GPU and bf16; on {device.type} in {dtype} use sdpa")
+    return name
+
+
+def window_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, windows: Windows, backend: str = "sdpa"
+) -> torch.Tensor:
+    """Joint attention of all windows of a pack, merged back to token order.
+
+    Args:
+        q, k, v: [J, N, D], visual queries and keys already rotated.
+        windows: the layer's index arrays.
+        backend: a name in `BACKENDS`.
+
+    Returns:
+        [J, N, D]: video tokens take the output of their window, shared tokens the mean over their windows, padding
+        tokens zero.
+    """
+    rows = BACKENDS[backend](*(x.index_select(0, windows.gather) for x in (q, k, v)), windows)
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    weighted = rows.to(wide) * windows.merge_weight.to(wide)[:, None, None]
+    merged = weighted.new_zeros(q.shape).index_add(0, windows.gather, weighted)
+    return merged.to(q.dtype)

@@ -1,0 +1,1 @@
+"""The MMDiT on megatron-core: tensor, sequence, pipeline and data parallel."""

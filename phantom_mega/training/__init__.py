@@ -1,0 +1,1 @@
+"""The run: step, optimizer, checkpoints, signals, log."""
