@@ -1,0 +1,157 @@
+"""The triplet: a clip, a caption, and one to four references. Dataclasses, and the JSON that stands beside a clip.
+
+The schema is versioned: a reader refuses what a newer writer made, by name, instead of guessing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+
+from phantom_mega.errors import UserError
+
+SCHEMA_VERSION = 1
+PAIR_KINDS = ("cross", "in")
+CATEGORIES = ("human", "animal", "clothes", "product", "landmark", "ip_character", "others")
+MAX_REFERENCES = 4
+CLIP_EXTENSIONS = ("webm", "mp4", "mkv", "avi", "mov", "jpg", "jpeg", "png")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
+_KEY = re.compile(r"[A-Za-z0-9_\-]{1,200}")
+
+
+@dataclass(frozen=True)
+class ReferenceSource:
+    """Where a reference was cut from: video, frame number, and box (x0, y0, x1, y1) in that frame's pixels."""
+
+    video_id: str
+    frame: int
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One reference image, already cropped to its box.
+
+    Attributes:
+        phrase: what the caption calls the subject.
+        category: one of `CATEGORIES`.
+        kind: `cross` (cut from another shot or video) or `in` (from the clip itself).
+        source: where it was cut from.
+        height, width: of the stored image, in pixels.
+        mask: whether a mask image of the same size is stored with it.
+    """
+
+    phrase: str
+    category: str
+    kind: str
+    source: ReferenceSource
+    height: int
+    width: int
+    mask: bool = False
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """One training sample without its media.
+
+    Attributes:
+        key: unique name, letters, digits, `_` and `-`.
+        caption: the prompt.
+        video_id: the source video; train and validation are split by it.
+        frames: of the stored clip; 1 for an image.
+        fps: frames per second of the stored clip; 0 for an image.
+        height, width: of the stored clip, in pixels.
+        codec: of the stored clip (`vp9`, `h264`, `jpeg`...).
+        references: at most four.
+        text_tokens: tokens of the caption by the tokenizer that the index names; 0 where not counted.
+        scores: quality scores by name.
+    """
+
+    key: str
+    caption: str
+    video_id: str
+    frames: int
+    fps: float
+    height: int
+    width: int
+    codec: str
+    references: tuple[Reference, ...] = ()
+    text_tokens: int = 0
+    scores: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        problem = self._problem()
+        if problem:
+            raise UserError(f"sample {str(self.key)[:80]!r}: {problem}")
+
+    def _problem(self) -> str | None:
+        if not isinstance(self.key, str) or not _KEY.fullmatch(self.key):
+            return "the key may hold letters, digits, _ and - only (at most 200)"
+        if self.frames < 1 or self.height < 1 or self.width < 1:
+            return f"frames={self.frames}, height={self.height}, width={self.width} must all be at least 1"
+        if self.frames > 1 and not self.fps > 0:
+            return f"fps={self.fps} must be positive for a clip"
+        if len(self.references) > MAX_REFERENCES:
+            return f"{len(self.references)} references; at most {MAX_REFERENCES} are allowed"
+        for i, reference in enumerate(self.references):
+            if reference.kind not in PAIR_KINDS:
+                return f"reference {i}: kind {reference.kind!r} is unknown; use {' or '.join(PAIR_KINDS)}"
+            if reference.category not in CATEGORIES:
+                return f"reference {i}: category {reference.category!r} is unknown; use one of {', '.join(CATEGORIES)}"
+            x0, y0, x1, y1 = reference.source.box
+            if not (x0 < x1 and y0 < y1):
+                return f"reference {i}: box {reference.source.box} is empty; write x0, y0, x1, y1"
+        return None
+
+
+def to_json(triplet: Triplet) -> dict:
+    """The JSON object that a shard stores."""
+    return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(triplet)}
+
+
+def from_json(data: object) -> Triplet:
+    """Read a JSON object.
+
+    Raises:
+        UserError: another schema version, a missing field, or a value of the wrong kind; names the field.
+    """
+    if not isinstance(data, dict):
+        raise UserError(f"the sample's JSON is a {type(data).__name__}, not an object")
+    version = data.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise UserError(f"schema version {version!r} is not {SCHEMA_VERSION}, the one this release reads")
+    try:
+        references = tuple(
+            Reference(
+                phrase=str(entry["phrase"]),
+                category=entry["category"],
+                kind=entry["kind"],
+                source=ReferenceSource(
+                    str(entry["source"]["video_id"]),
+                    int(entry["source"]["frame"]),
+                    tuple(float(side) for side in entry["source"]["box"]),
+                ),
+                height=int(entry["height"]),
+                width=int(entry["width"]),
+                mask=bool(entry.get("mask", False)),
+            )
+            for entry in data.get("references", ())
+        )
+        return Triplet(
+            key=data["key"],
+            caption=str(data["caption"]),
+            video_id=str(data["video_id"]),
+            frames=int(data["frames"]),
+            fps=float(data["fps"]),
+            height=int(data["height"]),
+            width=int(data["width"]),
+            codec=str(data["codec"]),
+            references=references,
+            text_tokens=int(data.get("text_tokens", 0)),
+            scores={str(name): float(score) for name, score in data.get("scores", {}).items()},
+        )
+    except KeyError as error:
+        raise UserError(f"the sample's JSON lacks the field {error}") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"the sample's JSON has a field of the wrong kind: {error}") from None
