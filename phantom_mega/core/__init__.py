@@ -1,1 +1,12 @@
-"""The MMDiT on megatron-core: tensor, sequence, pipeline and data parallel."""
+"""The MMDiT on megatron-core: tensor, sequence, pipeline and data parallel.
+
+Importing this package first makes megatron-core usable on CPU (nothing changes with a GPU): import no megatron before.
+"""
+
+from phantom_mega.core import cpu_backend
+
+cpu_backend.install()
+
+from phantom_mega.core import megatron_fixes  # noqa: E402 (imports megatron)
+
+megatron_fixes.apply()

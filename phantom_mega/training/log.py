@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from phantom_mega.config import TrainConfig
+from phantom_mega.metrics import keep_until, metrics_path
 
 
 @dataclass
@@ -95,8 +95,8 @@ class RunLog:
             return
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            keep_until(folder / "metrics.jsonl", start)
-            self.file = open(folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115 (closed in close)
+            keep_until(metrics_path(folder), start)
+            self.file = open(metrics_path(folder), "a", buffering=1)  # noqa: SIM115 (closed in close)
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         hidden = not (train.progress_bar and sys.stderr.isatty())
         self.bar = tqdm(total=train.train_iters, initial=start, unit="it", disable=hidden, dynamic_ncols=True)
@@ -132,24 +132,3 @@ class RunLog:
             self.writer.close()
         if self.file is not None:
             self.file.close()
-
-
-def keep_until(path: Path, iteration: int) -> None:
-    """Drop the lines of a metrics file that lie after `iteration`, or are torn: the run will write them again."""
-    if not path.exists():
-        return
-    kept = [line for line, metrics in read_lines(path) if metrics["iteration"] <= iteration]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
-
-
-def read_lines(path: Path) -> list[tuple[str, dict]]:
-    """(line, parsed) of every whole line of a metrics file."""
-    found = []
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            found.append((line, json.loads(line)))
-        except json.JSONDecodeError:
-            continue  # torn by a kill in the middle of a write
-    return found

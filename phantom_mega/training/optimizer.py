@@ -7,15 +7,13 @@ resharded by the same code as `exp_avg`.
 from __future__ import annotations
 
 import torch
-from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-from megatron.core.optimizer import get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import ChainedOptimizer
-from megatron.core.optimizer.optimizer_config import ParamKey
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, ParamGroupOverride
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from phantom_mega.config import RunConfig
+from phantom_mega.core import build as core_build
 from phantom_mega.errors import UserError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -30,29 +28,12 @@ class EmaDistributedOptimizer(DistributedOptimizer):
         return (*super().optimizer_state_keys, "ema")
 
 
-def build_optimizer(chunks: list[torch.nn.Module], config: RunConfig) -> ChainedOptimizer:
-    """AdamW over the DDP-wrapped model chunks of this rank; weight decay on matrices only.
+def build_optimizer(wrapped: list[torch.nn.Module], config: RunConfig) -> ChainedOptimizer:
+    """AdamW over the DDP-wrapped model chunks of this rank, with the weights' average if `train.ema_decay` > 0.
 
     State is allocated here, so that memory is known before the first step and a checkpoint can always be read into it.
     """
-    settings, parallel = config.optimizer, config.parallel
-    megatron = MegatronOptimizerConfig(
-        optimizer="adam",
-        lr=settings.lr,
-        min_lr=settings.min_lr,
-        weight_decay=settings.weight_decay,
-        adam_beta1=settings.adam_beta1,
-        adam_beta2=settings.adam_beta2,
-        adam_eps=settings.adam_eps,
-        clip_grad=settings.clip_grad,
-        bf16=config.precision.bf16,
-        params_dtype=torch.bfloat16 if config.precision.bf16 else torch.float32,
-        use_distributed_optimizer=True,
-        overlap_param_gather=parallel.overlap_param_gather,
-    )
-    overrides = get_standard_config_overrides(megatron)
-    overrides[ParamKey(name="*modulation_offset")] = ParamGroupOverride(wd_mult=0.0)
-    optimizer = get_megatron_optimizer(megatron, chunks, config_overrides=overrides)
+    optimizer = core_build.build_optimizer(wrapped, config.optimizer, config.parallel, config.precision)
     for part in optimizer.chained_optimizers:
         _allocate_state(part, with_ema=config.train.ema_decay > 0)
     return optimizer

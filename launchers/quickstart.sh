@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# From a fresh clone to a trained tiny model: makes the environment, prepares sample triplets from real clips, trains
+# stage 1 and stage 2 of the tiny recipe (on the GPU if there is one) and draws the loss and the training samples.
+# Everything lies in runs/quickstart. About ten minutes on two cores, after the install.
+#
+#   bash launchers/quickstart.sh             run, or go on where an earlier run stopped
+#   bash launchers/quickstart.sh --fresh     remove runs/quickstart and start over
+set -euo pipefail
+
+# shellcheck source=launchers/env.sh
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+cd "$repo"
+out=runs/quickstart
+
+latest_iteration() { # RUN
+    cat "$1/checkpoints/latest_checkpointed_iteration.txt" 2>/dev/null || echo 0
+}
+
+train() { # NAME ARGUMENTS...
+    local run=$out/$1 config=tiny_$1 before after code=0
+    shift
+    before=$(latest_iteration "$run")
+    say "training $config ($run)"
+    "$VENV/bin/python" launchers/train.py --config "$config" "data.index_path=[$out/data]" "train.save=$run" "$@" ||
+        code=$?
+    if [[ $code == 75 ]]; then
+        fail "stopped early; a checkpoint is written. Run this script again to go on"
+    elif [[ $code != 0 ]]; then
+        exit "$code"
+    fi
+    after=$(latest_iteration "$run")
+    if [[ $after == "$before" ]]; then say "$config was finished already, at iteration $after"; fi
+}
+
+main() {
+    case ${1:-} in
+    "") ;;
+    --fresh) rm -rf "$out" ;;
+    -h | --help) show_help "$0" && exit ;;
+    *) fail "unknown argument '$1' (see --help)" ;;
+    esac
+    ensure_environment
+    mkdir -p "$out"
+    local python=$VENV/bin/python
+    say "sample triplets from real clips"
+    "$python" tools/prepare_samples.py --output "$out/data"
+    train stage1
+    train stage2 "train.load=$out/stage1/checkpoints"
+    say "pictures"
+    "$python" tools/plot_loss.py "$out/stage1" "$out/stage2" --output "$out/loss.png"
+    "$python" tools/contact_sheet.py --data "$out/data" --output "$out/contact_sheet.png"
+    cat <<LIST
+
+Done. In $out:
+  loss.png            loss of both stages
+  contact_sheet.png   the training samples: references beside frames, captions under them
+  stage1/ stage2/     of each stage: log, TensorBoard events, checkpoints/
+  data/               the sample triplets, WebDataset shards and index.parquet
+Look at the curves with: $VENV/bin/tensorboard --logdir $out
+Train on your own data: see README.md; start over: bash launchers/quickstart.sh --fresh
+LIST
+}
+
+main "$@"

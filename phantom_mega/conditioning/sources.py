@@ -1,0 +1,33 @@
+"""Where a frozen encoder comes from: a directory, a hub name, or a folder inside an installed Python package."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from phantom_mega.errors import UserError
+
+
+def resolve_source(name: str) -> str:
+    """`package:NAME/PATH` to the folder inside that installed package (which is not imported); else the name itself.
+
+    Raises:
+        UserError: the package is not installed, or has no such folder.
+    """
+    if not name.startswith("package:"):
+        return name
+    package, _, inside = name.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        hint = package.replace("_", "-")
+        raise UserError(f"{name}: the package {package} is not installed; try `pip install {hint}`")
+    folder = Path(next(iter(spec.submodule_search_locations))) / inside
+    if not folder.is_dir():
+        raise UserError(f"{name}: the package {package} has no folder {inside!r}")
+    return str(folder)
+
+
+def explain_missing(what: str, name: str, error: Exception) -> UserError:
+    """One message for an encoder that could not be loaded."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(f"{what} {name!r} could not be loaded: {reason} (give a local directory or a reachable hub name)")

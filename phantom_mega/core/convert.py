@@ -1,0 +1,144 @@
+"""Weights between this package's layout-split model and the plain `hf.PhantomTransformer3DModel`, both ways.
+
+Names differ by Megatron's terms, and `linear_qkv` holds to_q, to_k and to_v with rows in [N, 3, D] order. The same
+mapping serves gradients and averaged weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from megatron.core import parallel_state
+from torch import nn
+
+from phantom_mega.core.init import full_shape, local_slice
+from phantom_mega.errors import UserError
+
+# Core name -> plain name, applied to a parameter's dotted name in this order.
+_RENAMES = (
+    (".modulation.offset", ".modulation_offset"),
+    (".q_layernorm.", ".norm_q."),
+    (".k_layernorm.", ".norm_k."),
+    (".linear_proj.", ".to_out."),
+    (".mlp.linear_fc", ".mlp.fc"),
+)
+
+
+def unwrap(chunk: nn.Module) -> nn.Module:
+    """The `PhantomMMDiT` inside a DDP wrapper, or the chunk itself."""
+    return chunk.module if hasattr(chunk, "ddp_config") else chunk
+
+
+def hf_names(core_name: str) -> tuple[str, ...]:
+    """Names in the plain model of one parameter here: one, or three for the fused qkv."""
+    if ".linear_qkv." in core_name:
+        return tuple(core_name.replace("linear_qkv", projection) for projection in ("to_q", "to_k", "to_v"))
+    for core, plain in _RENAMES:
+        core_name = core_name.replace(core, plain)
+    return (core_name,)
+
+
+def fuse_qkv(parts: Iterable[torch.Tensor], heads: int) -> torch.Tensor:
+    """to_q, to_k, to_v, each [N*D, ...] -> linear_qkv [N*3*D, ...]."""
+    return torch.stack([part.unflatten(0, (heads, -1)) for part in parts], dim=1).flatten(0, 2)
+
+
+def split_qkv(fused: torch.Tensor, heads: int) -> list[torch.Tensor]:
+    """linear_qkv [N*3*D, ...] -> to_q, to_k, to_v, each [N*D, ...]."""
+    return [part.flatten(0, 1).contiguous() for part in fused.unflatten(0, (heads, 3, -1)).unbind(1)]
+
+
+def hf_to_core(state_dict: dict[str, torch.Tensor], chunk: nn.Module) -> dict[str, torch.Tensor]:
+    """This rank's part of a full plain state dict, by the names of one chunk.
+
+    Raises:
+        UserError: a tensor is missing or has another shape than this model.
+    """
+    chunk, result = unwrap(chunk), {}
+    for name, param in chunk.named_parameters():
+        names = hf_names(name)
+        missing = [key for key in names if key not in state_dict]
+        if missing:
+            raise UserError(f"the state dict has no {missing[0]!r}; it is of another model or another model config")
+        parts = [state_dict[key] for key in names]
+        full = parts[0] if len(parts) == 1 else fuse_qkv(parts, chunk.config.num_attention_heads)
+        if list(full.shape) != full_shape(param):
+            raise UserError(
+                f"{names[0]} has shape {list(parts[0].shape)}, but this model's {name} is {full_shape(param)}; "
+                "check model.hidden_size, model.ffn_hidden_size and the feature widths"
+            )
+        result[name] = local_slice(full, param)
+    return result
+
+
+@torch.no_grad()
+def load_hf(model_chunks: list[nn.Module], state_dict: dict[str, torch.Tensor]) -> None:
+    """Copy a full plain state dict into this rank's chunks.
+
+    Before the optimizer is built; after that also call its `reload_model_params()`, which refreshes fp32 copies.
+
+    Raises:
+        UserError: see `hf_to_core`.
+    """
+    for chunk in model_chunks:
+        parameters = dict(unwrap(chunk).named_parameters())
+        for name, tensor in hf_to_core(state_dict, chunk).items():
+            parameters[name].copy_(tensor)
+
+
+def _gather_tensor_parallel(tensor: torch.Tensor, param: nn.Parameter) -> torch.Tensor:
+    size = parallel_state.get_tensor_model_parallel_world_size()
+    if size == 1 or not getattr(param, "tensor_model_parallel", False):
+        return tensor.contiguous()
+    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(size)]
+    group = parallel_state.get_tensor_model_parallel_group()
+    torch.distributed.all_gather(parts, tensor.contiguous(), group=group)
+    return torch.cat(parts, dim=param.partition_dim)
+
+
+@torch.no_grad()
+def core_to_hf(
+    model_chunks: list[nn.Module],
+    value: Callable[[nn.Parameter], torch.Tensor] = lambda param: param.data,
+    all_ranks: bool = False,
+) -> dict[str, torch.Tensor]:
+    """The full plain state dict, gathered tensor by tensor; all ranks must call it.
+
+    Args:
+        model_chunks: this rank's chunks, wrapped or not.
+        value: what to gather for a parameter, of its shape: its data, `main_grad`, an average.
+        all_ranks: return the result on every rank, else on global rank 0 and {} elsewhere.
+
+    Returns:
+        CPU tensors by plain names.
+    """
+    pp_group = parallel_state.get_pipeline_model_parallel_group()
+    stage, stages = parallel_state.get_pipeline_model_parallel_rank(), pp_group.size()
+    own = {}
+    for chunk in model_chunks:
+        for name, param in unwrap(chunk).named_parameters():
+            # Copies of what every chunk holds come from the first chunk alone.
+            if unwrap(chunk).pre_process or not getattr(param, "pipeline_parallel", False):
+                own[name] = param
+    keep = all_ranks or torch.distributed.get_rank() == 0
+    heads = unwrap(model_chunks[0]).config.num_attention_heads
+    described = [(stage, name, full_shape(param), value(param).dtype) for name, param in own.items()]
+    gathered: list = [described]
+    if stages > 1:
+        gathered = [None] * stages
+        torch.distributed.all_gather_object(gathered, described, group=pp_group)
+    result = {}
+    for owner, name, shape, dtype in (row for rows in gathered for row in rows):
+        if owner == stage:
+            full = _gather_tensor_parallel(value(own[name]), own[name])
+        else:
+            full = torch.empty(shape, dtype=dtype, device=torch.cuda.current_device())
+        if stages > 1:
+            source = torch.distributed.get_global_rank(pp_group, owner)
+            torch.distributed.broadcast(full, src=source, group=pp_group)
+        if keep:
+            names = hf_names(name)
+            parts = [full] if len(names) == 1 else split_qkv(full, heads)
+            result.update({key: part.detach().clone().cpu() for key, part in zip(names, parts, strict=True)})
+    return result

@@ -1,0 +1,71 @@
+"""`--dry-run`: one real iteration without an update, and the plan of the run in words."""
+
+from __future__ import annotations
+
+import resource
+
+import torch
+import torch.distributed as dist
+
+from phantom_mega.core.schedule import forward_backward
+from phantom_mega.training.flops import training_flops
+from phantom_mega.training.trainer import Trainer
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Largest memory so far, GiB, of this rank: the GPU's allocator, or the process on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def describe(trainer: Trainer) -> str:
+    """The run in words: model, layout, batch, data."""
+    config, parallel, train = trainer.config, trainer.config.parallel, trainer.config.train
+    own = sum(parameter.numel() for chunk in trainer.chunks for parameter in chunk.parameters())
+    dp = trainer.source.dp_size
+    packs = len(trainer.source.plan)
+    epochs = train.train_iters * train.global_batch_size / packs
+    return "\n".join(
+        [
+            f"model        {config.model.num_layers} blocks, width {config.model.hidden_size}, "
+            f"{own / 1e6:.1f}M parameters on this rank",
+            f"layout       {dist.get_world_size()} ranks = TP {parallel.tensor_model_parallel_size} x "
+            f"PP {parallel.pipeline_model_parallel_size} x DP {dp}"
+            + (", sequence parallel" if parallel.sequence_parallel else "")
+            + (", full recompute" if parallel.recompute_granularity else ""),
+            f"attention    {trainer.chunks[0].attention_backend}, windows of {config.model.window_frames} frames, "
+            f"{config.model.reference_injection}",
+            f"iteration    {train.global_batch_size} packs of {config.data.seq_length} visual and "
+            f"{config.data.text_seq_length} text-stream tokens, {train.global_batch_size // dp} a rank",
+            f"run          iterations {trainer.iteration} to {train.train_iters}, {epochs:.2f} epochs of {packs} packs",
+            f"data         {trainer.source.plan.report(0)}",
+        ]
+    )
+
+
+def dry_run(trainer: Trainer) -> int:
+    """Forward and backward on the first iteration's batch, then print; returns exit code 0.
+
+    Raises:
+        UserError: whatever would stop the first iteration.
+    """
+    trainer.source.open(trainer.consumed_samples)
+    try:
+        data = trainer.source.next()
+    finally:
+        trainer.source.close()
+    for chunk in trainer.wrapped:
+        chunk.zero_grad_buffer()
+    batches = [(batch.inputs, batch.target, batch.weight) for batch in data.batches]
+    stats = forward_backward(trainer.wrapped, batches, trainer.core_config)
+    flops = sum(training_flops(trainer.config.model, batch.inputs.layout) for batch in data.batches)
+    memory = torch.tensor(peak_memory_gib(trainer.device), device=trainer.device)
+    dist.all_reduce(memory, op=dist.ReduceOp.MAX)
+    trainer.say(describe(trainer))
+    trainer.say(
+        f"first batch  loss {stats.loss:.4f} over {stats.num_tokens} video tokens, {flops / 1e12:.3g} TFLOP a replica, "
+        f"peak memory {memory.item():.2f} GiB a rank, {len(data.bad_samples)} unreadable samples on this rank\n"
+        "dry run: nothing was trained or written"
+    )
+    return 0

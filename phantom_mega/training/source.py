@@ -1,0 +1,138 @@
+"""Where a rank's microbatches come from: planned packs, decoded and encoded or read from the cache, then noised."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from megatron.core import parallel_state
+
+from phantom_mega.conditioning.cache import CachedFeatures
+from phantom_mega.conditioning.head import FeatureDims, InputHead, SampleFeatures
+from phantom_mega.conditioning.share import exchange, owner
+from phantom_mega.config import RunConfig
+from phantom_mega.data.index import TripletIndex
+from phantom_mega.data.loader import PackLoader
+from phantom_mega.data.plan import Pack, PackPlan
+from phantom_mega.data.shards import ShardReader
+from phantom_mega.errors import UserError
+from phantom_mega.training.batch import TrainingBatch, build_batch
+
+
+@dataclass(frozen=True)
+class StepData:
+    """What one iteration trains on, on this rank.
+
+    Attributes:
+        batches: the microbatches of this data-parallel rank; equal on its model-parallel peers.
+        bad_samples: unreadable samples among those that this rank decoded, as messages.
+        waited: seconds spent waiting for decoded data.
+    """
+
+    batches: list[TrainingBatch]
+    bad_samples: list[str]
+    waited: float
+
+
+class BatchSource:
+    """Iterates over iterations from a position in the data.
+
+    Args:
+        config: data, conditioning, model and flow sections.
+        device: where encoders and batches live.
+
+    Raises:
+        UserError: the data set or an encoder cannot be used, or the batch size does not divide.
+    """
+
+    def __init__(self, config: RunConfig, device: torch.device):
+        self.config, self.device = config, device
+        self.dtype = torch.bfloat16 if config.precision.bf16 else torch.float32
+        self.dp_size, self.dp_rank = (
+            parallel_state.get_data_parallel_world_size(),
+            parallel_state.get_data_parallel_rank(),
+        )
+        self.group = parallel_state.get_model_parallel_group()
+        self.mp_size, self.mp_rank = (
+            torch.distributed.get_world_size(self.group),
+            torch.distributed.get_rank(self.group),
+        )
+        if config.train.global_batch_size % self.dp_size:
+            raise UserError(
+                f"train.global_batch_size={config.train.global_batch_size} is not a multiple of the data-parallel size "
+                f"{self.dp_size}; the nearest is {_nearest_multiple(config.train.global_batch_size, self.dp_size)}"
+            )
+        self.index = TripletIndex.open(config.data.index_path)
+        model = config.model
+        self.dims = FeatureDims(model.latent_channels, model.text_dim, model.clip_dim)
+        self.cache, self.head = None, None
+        if config.conditioning.cached_features:
+            self.cache = CachedFeatures(config.conditioning.cached_features, config)
+            self.empty_text = self.cache.empty_text
+        else:
+            self.head = InputHead(config, device)
+            self.empty_text = self.head.text.empty()
+        self.plan = PackPlan(
+            self.index, config.data, model, config.conditioning.clip_tokens, config.train.seed, len(self.empty_text)
+        )
+        self.loader: PackLoader | None = None
+
+    def open(self, position: int) -> None:
+        """Start (or start again) reading at a position, counted in packs."""
+        self.close()
+        if self.cache is None:
+            self.loader = PackLoader(
+                self.plan, ShardReader(self.index), self.config.data,
+                data_parallel_rank=self.dp_rank, data_parallel_size=self.dp_size,
+                model_parallel_rank=self.mp_rank, model_parallel_size=self.mp_size,
+                global_batch_size=self.config.train.global_batch_size, start_position=position,
+                device=self.device,
+            )  # fmt: skip
+            self._iterations = iter(self.loader)
+        self.position = position
+
+    def close(self) -> None:
+        """Stop the prefetching threads."""
+        if self.loader is not None:
+            self.loader.close()
+            self.loader = None
+
+    def next(self) -> StepData:
+        """The next iteration's microbatches."""
+        if self.cache is not None:
+            encoded, bad, waited = self._from_cache(), [], 0.0
+        else:
+            started = time.monotonic()
+            microbatches = next(self._iterations)
+            waited = time.monotonic() - started
+            bad = [item.error for _, share in microbatches for item in share if item is not None and item.error]
+            encoded = [(pack, self._encode(pack, share)) for pack, share in microbatches]
+        self.position += self.config.train.global_batch_size
+        batches = [
+            build_batch(pack, features, self.empty_text, self.config, self.device, self.dtype)
+            for pack, features in encoded
+        ]
+        return StepData(batches, bad, waited)
+
+    def _encode(self, pack: Pack, share: list) -> list[SampleFeatures]:
+        own = {
+            position: self.head.encode(share[position])
+            for position in range(len(pack))
+            if owner(position, self.mp_size) == self.mp_rank
+        }
+        return exchange(pack, own, self.dims, self.group, self.device)
+
+    def _from_cache(self) -> list[tuple[Pack, list[SampleFeatures]]]:
+        per_rank = self.config.train.global_batch_size // self.dp_size
+        positions = [self.position + i * self.dp_size + self.dp_rank for i in range(per_rank)]
+        packs = [self.plan.locate(position)[1] for position in positions]
+        return [(pack, [self._cached(sample) for sample in pack]) for pack in packs]
+
+    def _cached(self, sample) -> SampleFeatures:
+        features = self.cache.get(sample)
+        return SampleFeatures(*(tensor.to(self.device) for tensor in features.tensors()), valid=features.valid)
+
+
+def _nearest_multiple(value: int, step: int) -> int:
+    return max(step, round(value / step) * step)

@@ -1,0 +1,3 @@
+"""The one-rank world of the parallel tests, here too."""
+
+from tests.parallel.conftest import single_rank  # noqa: F401
