@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from phantom_mega.data.hashing import hash_keys
 from phantom_mega.data.schema import SCHEMA_VERSION, Triplet
 from phantom_mega.errors import UserError
 
@@ -47,6 +51,15 @@ SCHEMA = pa.schema(
         ("scores", pa.map_(pa.string(), pa.float64())),
     ]
 )
+# What training reads: of the references only the kinds. The rest is several times as large.
+_SHARDS = pa.dictionary(pa.int32(), pa.string())
+_KINDS = pa.list_(pa.struct([("kind", pa.string())]))
+_PLANNED = pa.schema(
+    [("shard", _SHARDS)]
+    + [(name, SCHEMA.field(name).type) for name in ("key", "offset", "bytes", "clip_bytes", "frames", "fps")]
+    + [(name, SCHEMA.field(name).type) for name in ("height", "width", "text_tokens")]
+    + [("references", _KINDS)]
+)
 
 
 def index_row(triplet: Triplet, shard: str, offset: int, size: int, clip_bytes: int) -> dict:
@@ -79,37 +92,58 @@ def index_row(triplet: Triplet, shard: str, offset: int, size: int, clip_bytes: 
     return row | {"references": references, "scores": list(triplet.scores.items())}
 
 
-def write_index(folder: Path, rows: list[dict], tokenizer: str | None) -> Path:
+def write_index(folder: Path, rows: Iterable[dict], tokenizer: str | None, batch: int = 10_000) -> Path:
     """Write `index.parquet` whole or not at all.
 
     Args:
         folder: where the shards lie.
-        rows: of `index_row`.
+        rows: of `index_row`; a generator is consumed `batch` rows at a time.
         tokenizer: what `text_tokens` were counted with (as in `conditioning.text_encoder`).
+        batch: rows of a row group.
     """
     metadata = {"schema_version": str(SCHEMA_VERSION), "tokenizer": tokenizer or ""}
-    table = pa.Table.from_pylist(rows, schema=SCHEMA).replace_schema_metadata(metadata)
     path, temporary = folder / INDEX_NAME, folder / f".{INDEX_NAME}.tmp"
-    pq.write_table(table, temporary)
-    os.replace(temporary, path)
+    held = []
+    try:
+        with pq.ParquetWriter(temporary, SCHEMA.with_metadata(metadata)) as writer:
+            for row in rows:
+                held.append(row)
+                if len(held) == batch:
+                    writer.write_table(pa.Table.from_pylist(held, schema=writer.schema))
+                    held = []
+            writer.write_table(pa.Table.from_pylist(held, schema=writer.schema))
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
+
+
+def sync(path: Path) -> None:
+    """Bring a file to disk, so that the name it gets next never stands for a part of it, even after a power cut."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 class TripletIndex:
     """Rows of one or more data sets, as columns.
 
+    Opened from files it holds what training needs, about 150 bytes a row; other columns are read when asked for.
+
     Attributes:
-        table: the rows; `shard` is made an absolute path.
+        table: the rows; `shard` is an absolute path.
         tokenizer: what the captions were counted with, or "".
     """
 
-    def __init__(self, table: pa.Table, tokenizer: str = ""):
-        self.table = table
+    def __init__(self, table: pa.Table, tokenizer: str = "", files: tuple[Path, ...] = ()):
+        self.table = table.combine_chunks()
         self.tokenizer = tokenizer
+        self.files = files
         self._columns: dict[str, np.ndarray] = {}
+        self._on_demand: dict[str, pa.ChunkedArray] = {}
 
     @classmethod
-    def open(cls, paths: list[str | os.PathLike]) -> TripletIndex:
+    def open(cls, paths: str | os.PathLike | list[str | os.PathLike]) -> TripletIndex:
         """Read and join indexes.
 
         Args:
@@ -118,63 +152,125 @@ class TripletIndex:
         Raises:
             UserError: no path, a missing or foreign file, another schema version, two tokenizers, or a key twice.
         """
+        paths = [paths] if isinstance(paths, str | os.PathLike) else paths
         if not paths:
             raise UserError("data.index_path is empty; name at least one index.parquet or its folder")
-        tables, tokenizers = [], {}
+        tables, files, tokenizers = [], [], {}
         for path in map(Path, paths):
             file = path / INDEX_NAME if path.is_dir() else path
             if not file.is_file():
                 raise UserError(f"there is no index at {file}; write one with tools/build_index.py {file.parent}")
             table, tokenizer = _read(file)
             tables.append(table)
-            tokenizers.setdefault(tokenizer, file)
+            files.append(file)
+            if table.num_rows:
+                tokenizers.setdefault(tokenizer, file)
         if len(tokenizers) > 1:
             named = "; ".join(f"{file}: {name or 'not counted'}" for name, file in tokenizers.items())
             raise UserError(
-                f"captions were counted by different tokenizers ({named}); recount with tools/build_index.py"
+                f"captions were counted by different tokenizers ({named}); "
+                "recount them with tools/build_index.py --recount-text"
             )
-        index = cls(pa.concat_tables(tables), next(iter(tokenizers)))
-        keys, counts = np.unique(index.column("key").astype(str), return_counts=True)
-        if (counts > 1).any():
-            raise UserError(
-                f"the key {keys[counts > 1][0]!r} occurs {counts.max()} times in {', '.join(map(str, paths))}"
-            )
+        index = cls(pa.concat_tables(tables).unify_dictionaries(), next(iter(tokenizers), ""), tuple(files))
+        index._check_unique()
         return index
 
     def __len__(self) -> int:
         return self.table.num_rows
 
     def column(self, name: str) -> np.ndarray:
-        """A scalar column as a NumPy array, kept after its first use."""
+        """A scalar column as a NumPy array, kept after its first use (strings cost ~100 bytes a row: see `value`)."""
         if name not in self._columns:
-            self._columns[name] = self.table.column(name).to_numpy()
+            self._columns[name] = self._arrow(name).to_numpy()
         return self._columns[name]
 
+    def value(self, name: str, row: int):
+        """One entry of a column as a Python object, without converting the column."""
+        return self._arrow(name)[int(row)].as_py()
+
     def references(self, row: int) -> list[dict]:
-        """The references of one row (`REFERENCE_TYPE`)."""
-        return self.table.column("references")[row].as_py()
+        """The references of one row (`REFERENCE_TYPE`); the first call on an opened index reads the column."""
+        column = self._load("references") if self.files else self.table.column("references")
+        return column[int(row)].as_py()
 
     def reference_kinds(self) -> tuple[np.ndarray, np.ndarray]:
         """(offsets [rows + 1], kinds): row i's references have kinds[offsets[i]:offsets[i + 1]]."""
-        column = self.table.column("references").combine_chunks()
-        offsets = column.offsets.to_numpy()
-        kinds = column.values.field("kind").to_numpy(zero_copy_only=False)
-        return offsets, kinds
+        lists = _one_array(self.table.column("references"))
+        offsets = lists.offsets.to_numpy().astype(np.int64)
+        kinds = lists.values.field("kind").dictionary_encode()
+        names = np.array(kinds.dictionary.to_pylist(), dtype=object)
+        indices = kinds.indices.to_numpy()[offsets[0] : offsets[-1]]
+        return offsets - offsets[0], names[indices] if len(names) else np.zeros(0, dtype=object)
+
+    def keys(self) -> Iterator[str]:
+        """All keys in row order, without holding them all."""
+        for batch in self.table.select(["key"]).to_batches(max_chunksize=1 << 16):
+            yield from batch.column(0).to_pylist()
+
+    @functools.cached_property
+    def key_hashes(self) -> np.ndarray:
+        """uint64 [rows], the hash of every key, from which all draws are made."""
+        return hash_keys(self.keys())
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of all that a plan reads of the index."""
+        digest = hashlib.blake2b(self.key_hashes.tobytes(), digest_size=16)
+        for name in ("frames", "fps", "height", "width", "text_tokens"):
+            digest.update(np.ascontiguousarray(self.column(name)).tobytes())
+        offsets, kinds = self.reference_kinds()
+        digest.update(offsets.tobytes() + ",".join(kinds).encode())
+        return digest.hexdigest()
+
+    def _arrow(self, name: str) -> pa.ChunkedArray:
+        return self.table.column(name) if name in self.table.column_names else self._load(name)
+
+    def _load(self, name: str) -> pa.ChunkedArray:
+        """A column that training does not need, from the files."""
+        if name not in self._on_demand:
+            parts = [pq.read_table(file, columns=[name]).column(name) for file in self.files]
+            chunks = [chunk for part in parts for chunk in part.cast(SCHEMA.field(name).type).chunks]
+            self._on_demand[name] = pa.chunked_array(chunks)
+        return self._on_demand[name]
+
+    def _check_unique(self) -> None:
+        """Raise UserError if a key occurs twice: its two samples could not be told apart."""
+        order = np.argsort(self.key_hashes, kind="stable")
+        hashes = self.key_hashes[order]
+        for i in np.flatnonzero(hashes[1:] == hashes[:-1]):
+            rows = (order[i], order[i + 1])
+            first, second = (self.value("key", row) for row in rows)
+            if first == second:
+                shards = " and in ".join(self.value("shard", row) for row in rows)
+                raise UserError(f"the key {first!r} occurs twice: in {shards}; keys are unique over all data sets")
 
 
 def _read(file: Path) -> tuple[pa.Table, str]:
+    """Planned columns and tokenizer of one index file."""
     try:
-        table = pq.read_table(file)
-    except (pa.ArrowInvalid, OSError) as error:
+        with pq.ParquetFile(file, read_dictionary=["shard"]) as parquet:
+            metadata = {key.decode(): value.decode() for key, value in (parquet.schema_arrow.metadata or {}).items()}
+            version = metadata.get("schema_version")
+            if version != str(SCHEMA_VERSION):
+                raise UserError(f"{file} has schema version {version!r}; this release reads {SCHEMA_VERSION}")
+            missing = [name for name in SCHEMA.names if name not in parquet.schema_arrow.names]
+            if missing:
+                raise UserError(f"{file} lacks the columns {', '.join(missing)}")
+            table = parquet.read(columns=[*_PLANNED.names[:-1], "references.list.element.kind"])
+        table = table.select(_PLANNED.names).replace_schema_metadata(None).cast(_PLANNED)
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file} is not a readable parquet file: {error}") from None
-    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    version = metadata.get("schema_version")
-    if version != str(SCHEMA_VERSION):
-        raise UserError(f"{file} has schema version {version!r}; this release reads {SCHEMA_VERSION}")
-    missing = [name for name in SCHEMA.names if name not in table.column_names]
-    if missing:
-        raise UserError(f"{file} lacks the columns {', '.join(missing)}")
-    table = table.select(SCHEMA.names).replace_schema_metadata(None).cast(SCHEMA)
-    shards = [str((file.parent / shard).resolve()) for shard in table.column("shard").to_pylist()]
-    position = table.schema.get_field_index("shard")
-    return table.set_column(position, "shard", pa.array(shards, pa.string())), metadata.get("tokenizer", "")
+    empty = [name for name in table.column_names if table.column(name).null_count]
+    if empty:
+        raise UserError(f"{file} has rows without a value for {', '.join(empty)}; rebuild it with tools/build_index.py")
+    folder = file.parent.resolve()
+    shards = _one_array(table.column("shard").unify_dictionaries())
+    paths = pa.array([str(folder / name) for name in shards.dictionary.to_pylist()], pa.string())
+    shards = pa.DictionaryArray.from_arrays(shards.indices, paths)
+    return table.set_column(0, "shard", shards), metadata.get("tokenizer", "")
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece (pyarrow gives an array or a column of one chunk, by version and type)."""
+    combined = column.combine_chunks()
+    return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
