@@ -12,7 +12,9 @@ own checkpoint in train.save goes on from it. SIGTERM and SIGUSR1 mean: save and
 
 import argparse
 import faulthandler
+import logging
 import sys
+import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -44,6 +46,9 @@ def main() -> int:
         parser.error("--config is needed, e.g. --config tiny_stage1")
     try:
         config = load_run_config(arguments.config, overrides)
+        # megatron-core warns once per module and rank that it runs without Transformer Engine: --dry-run says so once.
+        warnings.filterwarnings("ignore", module="megatron")
+        logging.getLogger("megatron").setLevel(logging.ERROR)
         # Imported late: --help and typing errors answer at once.
         import torch.distributed as dist
 

@@ -88,8 +88,6 @@ class ParallelConfig:
     """Layer groups per pipeline rank for the interleaved schedule; null for plain 1F1B."""
     sequence_parallel: bool = False
     """Shard norms, modulation and residuals over the tensor-parallel ranks along the sequence."""
-    use_distributed_optimizer: bool = True
-    """Shard optimizer state and fp32 main parameters over the data-parallel ranks."""
     overlap_grad_reduce: bool = False
     """Reduce gradient buckets while the backward pass still runs."""
     overlap_param_gather: bool = False

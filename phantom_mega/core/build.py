@@ -54,6 +54,16 @@ def wrap_ddp(
     return wrapped
 
 
+def sync_parameters(wrapped: list[DistributedDataParallel]) -> None:
+    """Finish the gathering of parameters that `overlap_param_gather` leaves to the next forward pass.
+
+    Call it after an optimizer step before anything but that pass reads weights: a checkpoint, an export, an evaluation.
+    """
+    for chunk in wrapped:
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
+
+
 def build_optimizer(
     wrapped: list[DistributedDataParallel],
     optimizer: OptimizerConfig,
@@ -72,7 +82,7 @@ def build_optimizer(
         clip_grad=optimizer.clip_grad,
         bf16=precision.bf16,
         params_dtype=torch.bfloat16 if precision.bf16 else torch.float32,
-        use_distributed_optimizer=parallel.use_distributed_optimizer,
+        use_distributed_optimizer=True,
         overlap_param_gather=parallel.overlap_param_gather,
     )
     vectors = ParamPredicate(name="vectors", fn=lambda param: param.ndim == 1)

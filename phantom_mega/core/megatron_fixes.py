@@ -8,6 +8,9 @@ from __future__ import annotations
 import functools
 
 import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
+from megatron.core.dist_checkpointing.strategies import fully_parallel
 from megatron.core.optimizer import distrib_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
@@ -21,6 +24,7 @@ def apply() -> None:
         return
     _applied = True
     _keep_padding_between_buckets()
+    _write_shards_held_twice_once()
     if not distrib_optimizer.HAVE_APEX_OR_TE:
         _keep_torch_adamw_state()
 
@@ -61,6 +65,27 @@ def _keep_padding_between_buckets() -> None:
             del self.get_parameter_state_dp_zero
 
     DistributedOptimizer.sharded_param_state_fully_reshardable = shard_
+
+
+def _write_shards_held_twice_once() -> None:
+    """`FullyParallelSaveStrategyWrapper` refuses a rank that holds two copies of a tensor.
+
+    With the interleaved schedule every chunk of a rank has the timestep embedder. When the wrapper shares writing out
+    over data-parallel ranks, it appoints both copies of the chosen rank; here the second one stays a replica.
+    """
+    distribute = fully_parallel.distribute_main_replicas_with_precomputed_distribution
+
+    @functools.wraps(distribute)
+    def distribute_(sharded_state_dict, parallelization_group, precomputed_distribution):
+        distribute(sharded_state_dict, parallelization_group, precomputed_distribution)
+        appointed = set()
+        for sharded in nested_values(sharded_state_dict):
+            if isinstance(sharded, ShardedTensor) and is_main_replica(sharded.replica_id):
+                shard = (sharded.key, sharded.global_offset)
+                sharded.replica_id = int(shard in appointed)
+                appointed.add(shard)
+
+    fully_parallel.distribute_main_replicas_with_precomputed_distribution = distribute_
 
 
 def _keep_torch_adamw_state() -> None:

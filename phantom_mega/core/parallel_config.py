@@ -168,7 +168,7 @@ def ddp_config(parallel: ParallelConfig, precision: PrecisionConfig) -> Distribu
         grad_reduce_in_fp32=precision.bf16,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
-        use_distributed_optimizer=parallel.use_distributed_optimizer,
+        use_distributed_optimizer=True,
         bucket_size=parallel.ddp_bucket_size,
         average_in_collective=False,
     )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from megatron.core import parallel_state
 
-from phantom_mega.conditioning.cache import CachedFeatures
 from phantom_mega.conditioning.head import FeatureDims, InputHead, SampleFeatures
 from phantom_mega.conditioning.share import exchange, owner
 from phantom_mega.config import RunConfig
@@ -68,6 +67,8 @@ class BatchSource:
         self.dims = FeatureDims(model.latent_channels, model.text_dim, model.clip_dim)
         self.cache, self.head = None, None
         if config.conditioning.cached_features:
+            from phantom_mega.conditioning.cache import CachedFeatures
+
             self.cache = CachedFeatures(config.conditioning.cached_features, config)
             self.empty_text = self.cache.empty_text
         else:

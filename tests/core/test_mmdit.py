@@ -114,13 +114,13 @@ def test_every_parameter_gets_a_gradient_from_a_pack_without_references():
 
 def test_only_matrices_decay():
     chunks = loaded()
-    parallel = ParallelConfig(use_distributed_optimizer=False)
-    wrapped = wrap_ddp(chunks, chunks[0].config, parallel)
-    optimizer = build_optimizer(wrapped, reference.OPTIMIZER, parallel, PrecisionConfig())
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    wrapped = wrap_ddp(chunks, chunks[0].config, ParallelConfig())
+    (optimizer,) = build_optimizer(wrapped, reference.OPTIMIZER, ParallelConfig(), PrecisionConfig()).chained_optimizers
     for name, param in chunks[0].named_parameters():
+        group, _ = optimizer.model_param_group_index_map[param]
         matrix = name.endswith(".weight") and "norm" not in name
-        assert decay[id(param)] == (reference.OPTIMIZER.weight_decay if matrix else 0.0), name
+        expected = reference.OPTIMIZER.weight_decay if matrix else 0.0
+        assert optimizer.optimizer.param_groups[group]["weight_decay"] == expected, name
 
 
 def test_sample_losses_sum_to_the_loss_of_the_iteration():

@@ -29,7 +29,7 @@ MODEL = ModelConfig()
             r"virtual_pipeline_model_parallel_size=1 must be at least 2",
         ),
         (dict(sequence_parallel=True), r"sequence_parallel=true needs tensor_model_parallel_size > 1"),
-        (dict(overlap_param_gather=True), r"overlap_param_gather=true needs .* overlap_grad_reduce=true"),
+        (dict(overlap_param_gather=True), r"overlap_param_gather=true needs .*overlap_grad_reduce=true"),
         (dict(recompute_granularity="selective"), r"recompute_granularity='selective' is unknown"),
         (dict(recompute_num_layers=1), r"recompute_num_layers=1 has no effect without recompute_granularity=full"),
         (dict(recompute_granularity="full", recompute_num_layers=5), r"must lie in 1\.\.4"),

@@ -29,7 +29,6 @@ LAYOUTS: dict[int, dict[str, ParallelConfig]] = {
         "pp2": _layout(pp=2),
         "pp2_recompute_1": _layout(pp=2, recompute_num_layers=1, **_RECOMPUTE),
         "pp2_interleaved": _layout(pp=2, vpp=2),
-        "dp2": _layout(use_distributed_optimizer=False),
         "dp2_distributed_optimizer": _layout(overlap_grad_reduce=True),
         "dp2_overlap": _layout(**_OVERLAP),
     },

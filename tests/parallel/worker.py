@@ -16,7 +16,7 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import (
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy, TorchDistSaveShardedStrategy
 
 from phantom_mega.config import ParallelConfig, PrecisionConfig
-from phantom_mega.core.build import build_model, build_optimizer, wrap_ddp
+from phantom_mega.core.build import build_model, build_optimizer, sync_parameters, wrap_ddp
 from phantom_mega.core.convert import core_to_hf, load_hf
 from phantom_mega.core.parallel_config import initialize_distributed
 from phantom_mega.core.schedule import StepStats, forward_backward
@@ -37,8 +37,6 @@ def complete_gradient_shards(wrapped: list) -> None:
     """Put the shards that reduce-scatter left on the data-parallel ranks together, in every rank's `main_grad`."""
     group = parallel_state.get_data_parallel_group()
     for chunk in wrapped:
-        if not chunk.ddp_config.use_distributed_optimizer:
-            continue
         for bucket in (bucket for buffer in chunk.buffers for bucket in buffer.buckets):
             shard = bucket.grad_data.chunk(group.size())[group.rank()].clone()
             torch.distributed.all_gather_into_tensor(bucket.grad_data, shard, group=group)
@@ -48,7 +46,6 @@ class Training:
     """Model, DDP and optimizer of one layout, and the iterations of the reference."""
 
     def __init__(self, parallel: ParallelConfig, precision: PrecisionConfig = FP32):
-        self.parallel = parallel
         chunks = build_model(reference.MODEL, parallel, precision, seed=1)
         self.config = chunks[0].config
         load_hf(chunks, reference.plain_model().state_dict())
@@ -67,10 +64,8 @@ class Training:
         return float(norm)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Full weights on all ranks; overlapped gathering of parameters ends here."""
-        if self.parallel.overlap_param_gather:
-            for chunk in self.wrapped:
-                chunk.disable_forward_pre_hook()
+        """Full weights on all ranks."""
+        sync_parameters(self.wrapped)
         return core_to_hf(self.wrapped, all_ranks=True)
 
     def sharded_state(self, loading: bool) -> dict:
@@ -110,10 +105,8 @@ def train(parallel: ParallelConfig, expected: dict, folder: Path) -> dict:
             complete_gradient_shards(training.wrapped)
             gradients = core_to_hf(training.wrapped, lambda param: param.main_grad)
         result["norms"].append(training.update())
-        if step == 0 and parallel.use_distributed_optimizer:
-            if parallel.overlap_param_gather:
-                for chunk in training.wrapped:
-                    chunk.start_param_sync(force_sync=True)
+        if step == 0:
+            sync_parameters(training.wrapped)
             training.save(folder)
     weights = training.weights()
     if torch.distributed.get_rank() == 0:
@@ -137,7 +130,7 @@ def train_bf16(parallel: ParallelConfig, expected: dict) -> dict:
     flat, truth = (torch.cat([part[name].flatten() for name in names]) for part in (gradients, expected["gradients"]))
     result["gradient_error"] = ((flat - truth).norm() / truth.norm()).item()
     result["dtypes"] = sorted({str(gradients[name].dtype) for name in names})
-    training.weights()
+    sync_parameters(training.wrapped)
     result["copies_agree"] = copies_agree(training.wrapped)
     return result
 
@@ -204,10 +197,9 @@ def main(folder: Path, names: list[str]) -> None:
         started = time.perf_counter()
         initialize_distributed(layout)
         result = train(layout, expected, folder / f"training_{name}")
-        if layout.use_distributed_optimizer:
-            if trained is not None:
-                result["resumed_from"], result["resumed"] = trained.name, resume(layout, expected, trained)
-            trained = folder / f"training_{name}"
+        if trained is not None:
+            result["resumed_from"], result["resumed"] = trained.name, resume(layout, expected, trained)
+        trained = folder / f"training_{name}"
         fresh = initial(layout)
         result["same_initial_weights"] = all(torch.equal(fresh[key], expected["initial"][key]) for key in fresh)
         if saved is not None:
