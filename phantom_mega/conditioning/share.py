@@ -1,16 +1,18 @@
 """Encoding shared out over model-parallel peers: each sample of a pack is encoded by one rank, then exchanged.
 
-All sizes follow from the plan, so the exchange is one all-gather of flat buffers and sends no sizes.
+All sizes follow from the plan, so every owner broadcasts one flat buffer and no sizes are sent.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 
-from phantom_mega.conditioning.head import FeatureDims, SampleFeatures
+from phantom_mega.conditioning.head import FeatureDims, InputHead, SampleFeatures
+from phantom_mega.data.decode import DecodedTriplet
 from phantom_mega.data.plan import Pack
 
 
@@ -19,16 +21,24 @@ def owner(position: int, size: int) -> int:
     return position % size
 
 
-def flatten(features: SampleFeatures) -> torch.Tensor:
-    """One float32 vector: all tensors, then 1.0 or 0.0 for `valid`."""
-    flag = torch.tensor([float(features.valid)], device=features.latents.device)
-    return torch.cat([*(tensor.flatten().float() for tensor in features.tensors()), flag])
+def encode_pack(
+    pack: Pack, share: Sequence[DecodedTriplet | None], head: InputHead, group: dist.ProcessGroup | None
+) -> list[SampleFeatures]:
+    """Encode this rank's share of a pack and get the rest from its peers; a collective call.
 
+    Args:
+        pack: the planned samples; every rank of the group has the same.
+        share: a decoded sample at every position that this rank owns; the others are not read.
+        head: the encoders.
+        group: the model-parallel group, or None.
 
-def unflatten(flat: torch.Tensor, sizes: tuple[tuple[int, ...], ...]) -> SampleFeatures:
-    """The inverse of `flatten`, given the sizes of the tensors."""
-    parts = flat[:-1].split([math.prod(size) for size in sizes])
-    return SampleFeatures(*(part.view(size) for part, size in zip(parts, sizes)), valid=bool(flat[-1] > 0))
+    Returns:
+        Features of all samples, bit-equal on all ranks; `valid` is False for what its owner could not read.
+    """
+    size, rank = _place(group)
+    own = range(rank, len(pack), size)
+    encoded = head.encode_many([share[position] for position in own])
+    return exchange(pack, dict(zip(own, encoded)), head.dims, group, head.device)
 
 
 def exchange(
@@ -38,7 +48,10 @@ def exchange(
     group: dist.ProcessGroup | None,
     device: torch.device | str = "cpu",
 ) -> list[SampleFeatures]:
-    """Give every rank of the group the features of all samples of the pack.
+    """Give every rank of the group the features of all samples of the pack; a collective call.
+
+    Broadcasts, not an all-gather: a pack often holds fewer samples than the group has ranks, and samples differ in
+    size, so an all-gather's equal shares would be mostly padding.
 
     Args:
         pack: the planned samples; every rank of the group has the same.
@@ -46,24 +59,48 @@ def exchange(
         dims: widths of the features.
         group: the model-parallel group; None or a group of one exchanges nothing.
         device: of the buffers.
+
+    Raises:
+        ValueError: this rank's features are not of the planned sizes.
     """
-    size = dist.get_world_size(group) if group is not None else 1
+    size, rank = _place(group)
+    sizes = [dims.sizes(sample.shape) for sample in pack]
+    for position, features in own.items():
+        found = tuple(tuple(tensor.shape) for tensor in features.tensors())
+        if found != sizes[position]:
+            raise ValueError(f"sample {pack[position].key}: features {found}, the plan says {sizes[position]}")
     if size == 1:
         return [own[position] for position in range(len(pack))]
-    sizes = [dims.sizes(sample.shape) for sample in pack]
-    lengths = [sum(math.prod(size) for size in shape) + 1 for shape in sizes]
-    totals = [sum(lengths[i] for i in range(len(pack)) if owner(i, size) == rank) for rank in range(size)]
-    buffer = torch.zeros(max(totals), device=device)
-    mine = [flatten(own[position]) for position in sorted(own)]
-    if mine:
-        sent = torch.cat(mine)
-        buffer[: len(sent)] = sent
-    received = [torch.empty_like(buffer) for _ in range(size)]
-    dist.all_gather(received, buffer, group=group)
-    features, offsets = [], [0] * size
-    for position in range(len(pack)):
-        rank = owner(position, size)
-        flat = received[rank][offsets[rank] : offsets[rank] + lengths[position]]
-        offsets[rank] += lengths[position]
-        features.append(unflatten(flat, sizes[position]))
-    return features
+    lengths = [sum(map(math.prod, shapes)) + 1 for shapes in sizes]
+    flat: list[torch.Tensor | None] = [None] * len(pack)
+    pending = []
+    for source in range(min(size, len(pack))):
+        positions = [position for position in range(len(pack)) if owner(position, size) == source]
+        if source == rank:
+            buffer = torch.cat([flatten(own[position]) for position in positions]).to(device)
+        else:
+            buffer = torch.empty(sum(lengths[position] for position in positions), device=device)
+        pending.append(dist.broadcast(buffer, group=group, group_src=source, async_op=True))
+        for position, part in zip(positions, buffer.split([lengths[position] for position in positions])):
+            flat[position] = part
+    for work in pending:
+        work.wait()
+    valid = torch.stack([part[-1] for part in flat]).tolist()
+    return [unflatten(part, shapes, flag > 0) for part, shapes, flag in zip(flat, sizes, valid)]
+
+
+def flatten(features: SampleFeatures) -> torch.Tensor:
+    """One float32 vector: all tensors, then 1.0 or 0.0 for `valid`."""
+    flag = torch.tensor([float(features.valid)], device=features.latents.device)
+    return torch.cat([*(tensor.flatten().float() for tensor in features.tensors()), flag])
+
+
+def unflatten(flat: torch.Tensor, sizes: tuple[tuple[int, ...], ...], valid: bool) -> SampleFeatures:
+    """The inverse of `flatten`: views into the vector."""
+    parts = flat[:-1].split([math.prod(size) for size in sizes])
+    return SampleFeatures(*(part.view(size) for part, size in zip(parts, sizes)), valid=valid)
+
+
+def _place(group: dist.ProcessGroup | None) -> tuple[int, int]:
+    """(size, rank) of this process in the group."""
+    return (1, 0) if group is None else (dist.get_world_size(group), dist.get_rank(group))

@@ -1,22 +1,29 @@
 """The frozen vision tower (SigLIP or CLIP, by open_clip): patch features of reference images.
 
-c: patch tokens of an image, before pooling and projection, without class tokens.
+n: images, c: patch tokens of an image, before pooling and projection, without class tokens.
 """
 
 from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
 
 import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
+from safetensors import SafetensorError
 
-from phantom_mega.conditioning.sources import explain_missing
+from phantom_mega.conditioning.sources import explain_missing, resolve_source
 from phantom_mega.config import ConditioningConfig
+from phantom_mega.errors import UserError
 
 # The tower of CPU runs: random, but the same everywhere, so that its features are stable "random convolutions".
 TINY = dict(image_size=64, patch_size=16, width=64, layers=2, heads=4, mlp_ratio=2.0, output_dim=64)
 TINY_SEED = 20250215
+BATCH_IMAGES = 64
 
 
 class FrozenVisionTower:
@@ -24,70 +31,133 @@ class FrozenVisionTower:
 
     Args:
         tower: open_clip's vision transformer, or its wrapper around a timm trunk.
-        size: side of its square input, pixels.
+        size: (height, width) of its input, pixels.
         mean, std: its normalization, of values in [0, 1].
+        name: as the recipe names it, for messages.
 
     Attributes:
         tokens: c.
         dim: width of the features.
         calls: images encoded so far.
+
+    Raises:
+        UserError: the tower has no patch tokens.
     """
 
-    def __init__(self, tower: torch.nn.Module, size: int, mean: tuple[float, ...], std: tuple[float, ...]):
+    def __init__(
+        self,
+        tower: torch.nn.Module,
+        size: tuple[int, int],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        name: str = "the vision tower",
+    ):
         self.tower = tower.eval().requires_grad_(False)
         self.size = size
         parameter = next(tower.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.mean, self.std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (mean, std))
-        probe = self._features(torch.zeros(1, 3, size, size, device=self.device, dtype=self.dtype))
+        try:
+            probe = self._features(torch.zeros(1, 3, *size, device=self.device, dtype=self.dtype))
+        except (AssertionError, AttributeError, NotImplementedError) as error:
+            raise UserError(f"{name} has no patch tokens ({error}); use a vision transformer (ViT) tower") from None
         self.tokens, self.dim = probe.shape[1:]
         self.calls = 0
 
+    @torch.no_grad()
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            out = self.tower.forward_intermediates(
-                pixels, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC"
-            )
+        """The last block's patch tokens after the final norm [n, c, dim]; open_clip gives them without class tokens."""
+        out = self.tower.forward_intermediates(
+            pixels, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC"
+        )
         return out["image_intermediates"][-1]
 
-    def preprocess(self, image: np.ndarray | torch.Tensor) -> torch.Tensor:
-        """uint8 [height, width, 3] to [3, size, size]: padded with white to a square, resized, normalized."""
-        x = torch.as_tensor(image).to(self.device).permute(2, 0, 1).float() / 255
+    def preprocess(self, image: np.ndarray) -> torch.Tensor:
+        """uint8 [height, width, 3] to [3, *size]: padded with white to the tower's aspect, resized, normalized.
+
+        Padding instead of a centre crop keeps the whole subject in sight, whatever its shape is.
+        """
+        x = torch.tensor(image, device=self.device).permute(2, 0, 1).float() / 255
         height, width = x.shape[1:]
-        side = max(height, width)
-        top, left = (side - height) // 2, (side - width) // 2
-        x = F.pad(x, (left, side - width - left, top, side - height - top), value=1.0)
-        x = F.interpolate(x[None], (self.size, self.size), mode="bicubic", antialias=True, align_corners=False)[0]
+        canvas = (max(height, round(width * self.size[0] / self.size[1])),
+                  max(width, round(height * self.size[1] / self.size[0])))  # fmt: skip
+        top, left = (canvas[0] - height) // 2, (canvas[1] - width) // 2
+        x = F.pad(x, (left, canvas[1] - width - left, top, canvas[0] - height - top), value=1.0)
+        x = F.interpolate(x[None], self.size, mode="bicubic", antialias=True, align_corners=False)[0]
         return (x.clamp(0, 1) - self.mean) / self.std
 
-    def encode(self, images: list[np.ndarray | torch.Tensor]) -> torch.Tensor:
+    def encode(self, images: list[np.ndarray]) -> torch.Tensor:
         """Patch features [n, c, dim], float32, of n uint8 images [height, width, 3]."""
-        if not images:
-            return torch.zeros(0, self.tokens, self.dim, device=self.device)
         self.calls += len(images)
-        return self._features(torch.stack([self.preprocess(image) for image in images]).to(self.dtype)).float()
+        features = [torch.zeros(0, self.tokens, self.dim, device=self.device)]
+        for at in range(0, len(images), BATCH_IMAGES):
+            pixels = torch.stack([self.preprocess(image) for image in images[at : at + BATCH_IMAGES]])
+            features.append(self._features(pixels.to(self.dtype)).float())
+        return torch.cat(features)
 
 
 def load_vision_tower(
     config: ConditioningConfig, device: torch.device | str, dtype: torch.dtype = torch.float32
 ) -> FrozenVisionTower:
-    """Load the tower that the recipe names: `tiny`, an open_clip model name, `hf-hub:NAME` or `local-dir:PATH`.
+    """Load the tower that the recipe names: `tiny`, an open_clip model name, `hf-hub:NAME`, or a directory.
+
+    A directory is one that open_clip's `push_to_hf_hub` writes (`open_clip_config.json` and weights); a model name
+    needs `vision_pretrained`, a published tag or a checkpoint file.
 
     Raises:
-        UserError: open_clip does not know it or cannot load its weights.
+        UserError: open_clip does not know it, cannot load its weights, or would leave them random.
     """
     if config.vision_encoder == "tiny":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(TINY_SEED)
-            tower = VisionTransformer(**TINY)
-        mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-        return FrozenVisionTower(tower.to(device), TINY["image_size"], mean, std)
+        return FrozenVisionTower(
+            _tiny_tower().to(device), (TINY["image_size"],) * 2,
+            open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD, "tiny",
+        )  # fmt: skip
+    name, pretrained = resolve_source(config.vision_encoder), config.vision_pretrained
+    if Path(name).is_dir():
+        name = f"local-dir:{name}"
+    preprocess = None
+    if not name.startswith(("local-dir:", "hf-hub:")):
+        preprocess = _check_named_model(name, pretrained)
     try:
-        model = open_clip.create_model(config.vision_encoder, pretrained=config.vision_pretrained)
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        model = open_clip.create_model(
+            name, pretrained=pretrained, require_pretrained=True, force_preprocess_cfg=preprocess
+        )
+    except (RuntimeError, OSError, ValueError, KeyError, SafetensorError) as error:
         raise explain_missing("the vision tower", config.vision_encoder, error) from None
-    visual = model.visual
-    size = visual.image_size[0] if isinstance(visual.image_size, (tuple, list)) else visual.image_size
-    mean = getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
-    std = getattr(visual, "image_std", None) or open_clip.OPENAI_DATASET_STD
-    return FrozenVisionTower(visual.to(device, dtype), size, mean, std)
+    tower = model.visual
+    size = tower.image_size if isinstance(tower.image_size, (tuple, list)) else (tower.image_size,) * 2
+    return FrozenVisionTower(
+        tower.to(device, dtype), tuple(size), tower.image_mean, tower.image_std, config.vision_encoder
+    )
+
+
+def _tiny_tower() -> VisionTransformer:
+    """The same random weights in every process, without touching any generator that others draw from."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(TINY_SEED)
+        return VisionTransformer(**TINY)
+
+
+def _check_named_model(name: str, pretrained: str | None) -> dict | None:
+    """Refuse a name that open_clip would leave with random weights; the normalization of a checkpoint file's pixels.
+
+    open_clip knows the normalization of published tags only. Where all tags of an architecture share one (SigLIP does
+    not use CLIP's), a file of that architecture gets it too.
+    """
+    known = open_clip.list_models()
+    if name.replace("/", "-") not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"conditioning.vision_encoder={name!r} is no open_clip model and no directory{hint}")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not pretrained:
+        raise UserError(
+            f"conditioning.vision_pretrained is not set, {name} would have random weights; give a checkpoint file"
+            + (f" or one of {', '.join(tags)}" if tags else "")
+        )
+    if pretrained.lower() in tags or not os.path.isfile(pretrained):
+        return None
+    published = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
+    shared = {(tuple(entry.get("mean", ())), tuple(entry.get("std", ()))) for entry in published}
+    mean, std = shared.pop() if len(shared) == 1 else ((), ())
+    return {"mean": mean, "std": std} if mean and std else None

@@ -12,6 +12,7 @@ import functools
 import logging
 
 import torch
+import torch.utils._device
 
 _CPU = torch.device("cpu")
 # Factories that megatron-core calls with device="cuda" on the code paths of this project.
@@ -81,6 +82,9 @@ def _redirect_literal_devices() -> None:
 
         return wrapped
 
+    # `with torch.device("meta")` knows the factories by identity and lists them at its first use: it must list the
+    # originals, or models of other libraries are built half on CPU (transformers then leaves buffers uninitialized).
+    torch.utils._device._device_constructors()
     for name in _FACTORIES:
         setattr(torch, name, on_cpu(getattr(torch, name)))
     torch.Tensor.cuda = lambda self, *args, **kwargs: self

@@ -1,40 +1,79 @@
-"""Which resolution, size, length and references a sample trains at: draws per (seed, epoch, key), vectorised.
+"""Which resolution, size, length and references a sample trains at, for whole indexes at once.
 
-Paper 4.1: 256p and 480p first, then 720p mixed in, with several clip lengths and aspect ratios.
+What a sample may train at follows from its row alone (`find_candidates`), so every epoch uses the same samples; what
+it trains at in one epoch is drawn from (seed, epoch, key) (`draw_bucket`). Paper 4.1: 256p and 480p, then also 720p.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from phantom_mega.config import DataConfig
+from phantom_mega.data.hashing import draw_bits, draw_uniform
+from phantom_mega.data.index import TripletIndex
+from phantom_mega.data.schema import PAIR_KINDS
 from phantom_mega.errors import UserError
-from phantom_mega.geometry import bucket_size, latent_frames
+from phantom_mega.geometry import bucket_size, latent_frames, token_grid
 
 
-@dataclass(frozen=True)
-class Bucket:
-    """One training size: pixels, and the resolution that it belongs to."""
+class BucketTable:
+    """The sizes of a recipe.
 
-    resolution: str
-    height: int
-    width: int
+    Args:
+        data: resolutions, aspect ratios and budgets.
+
+    Attributes:
+        names: of the R resolutions with a positive weight.
+        weights: float64 [R].
+        sizes: int64 [R, aspect ratios, 2], (height, width) in pixels.
+        frame_tokens: int64 [R, aspect ratios], visual tokens of one latent frame.
+        frames: for each resolution its clip lengths, ascending.
+
+    Raises:
+        UserError: a setting that is missing or wrong.
+    """
+
+    def __init__(self, data: DataConfig):
+        used = {name: resolution for name, resolution in data.resolutions.items() if resolution.weight != 0}
+        if not used:
+            raise UserError("data.resolutions is empty; name at least one, as {256p: {pixels: 65536, frames: [1, 37]}}")
+        for name, resolution in used.items():
+            _check_resolution(name, resolution)
+        if not data.aspect_ratios:
+            raise UserError("data.aspect_ratios is empty; name at least one, as [16:9]")
+        self.names = list(used)
+        self.weights = np.array([resolution.weight for resolution in used.values()])
+        self.frames = [sorted(set(resolution.frames)) for resolution in used.values()]
+        self.ratios = np.array([parse_aspect(text) for text in data.aspect_ratios])
+        self.sizes = np.array([[bucket_size(spec.pixels, ratio) for ratio in self.ratios] for spec in used.values()])
+        grids = [[math.prod(token_grid(1, int(h), int(w))) for h, w in row] for row in self.sizes]
+        self.frame_tokens = np.array(grids)
+
+    def never_fit(self, seq_length: int) -> list[str]:
+        """Resolutions and lengths that no sample with a reference can train at: all alone they exceed `seq_length`."""
+        return [
+            f"{name} x {count} frames takes {tokens} visual tokens with one reference (data.seq_length {seq_length})"
+            for name, counts, smallest in zip(self.names, self.frames, self.frame_tokens.min(1))
+            for count in counts
+            if (tokens := (latent_frames(count) + 1) * int(smallest)) > seq_length
+        ]
 
 
-def key_uniforms(keys: np.ndarray, seed: int, epoch: int, count: int) -> np.ndarray:
-    """Uniform draws in [0, 1), float64 [rows, count], each row a function of (seed, epoch, key) alone."""
-    draws = np.empty((len(keys), count))
-    words = (count + 7) // 8
-    prefix = f"{seed}/{epoch}/".encode()
-    for i, key in enumerate(keys):
-        name = prefix + str(key).encode()
-        digest = b"".join(hashlib.blake2b(name, salt=word.to_bytes(2, "little")).digest() for word in range(words))
-        draws[i] = np.frombuffer(digest, dtype="<u8")[:count] / 2.0**64
-    return np.minimum(draws, np.nextafter(1.0, 0.0))
+def _check_resolution(name: str, resolution) -> None:
+    if not resolution.weight > 0:
+        raise UserError(f"data.resolutions.{name}.weight is {resolution.weight}; it must be positive (0 leaves it out)")
+    if resolution.pixels < 256:
+        raise UserError(f"data.resolutions.{name}.pixels is {resolution.pixels}, less than one token of 16 x 16")
+    if not resolution.frames:
+        raise UserError(f"data.resolutions.{name}.frames is empty; name at least one length, as [1, 37]")
+    for count in resolution.frames:
+        try:
+            latent_frames(count)
+        except UserError as error:
+            raise UserError(f"data.resolutions.{name}.frames: {error}") from None
 
 
 def parse_aspect(text: str) -> float:
@@ -43,92 +82,158 @@ def parse_aspect(text: str) -> float:
     Raises:
         UserError: not of the form width:height.
     """
-    width, _, height = text.partition(":")
+    width, _, height = str(text).partition(":")
     try:
-        return float(width) / float(height)
+        ratio = float(width) / float(height)
     except (ValueError, ZeroDivisionError):
-        raise UserError(f"data.aspect_ratios: {text!r} is not width:height, as 16:9 is") from None
+        ratio = 0.0
+    if not 0 < ratio < math.inf:
+        raise UserError(f"data.aspect_ratios: {text!r} is not width:height, as 16:9 is")
+    return ratio
+
+
+def frame_step(fps: np.ndarray | float, frame_rate: float) -> np.ndarray:
+    """Source frames per training frame: faster clips are thinned to `frame_rate`, slower ones are taken as they are."""
+    return np.maximum(np.asarray(fps, dtype=np.float64) / frame_rate, 1.0)
+
+
+def frame_offsets(count: np.ndarray | int, step: np.ndarray | float) -> np.ndarray:
+    """Source frame, counted from a clip's first, that is nearest to training frame number `count`."""
+    return np.floor(count * step + 0.5).astype(np.int64)
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """Where each row of an index trains in one epoch; arrays of [rows].
+class Candidates:
+    """What every row may train at; none of it depends on a draw.
 
     Attributes:
-        resolution: number of the resolution, -1 where none fits.
-        height, width: target pixels.
-        frames: target frames, 4k+1.
-        stride: source frames per training frame (thinning to the recipe's frame rate).
+        aspect: uint8 [rows], nearest aspect ratio.
+        frames: int32 [R, rows], training frames at each resolution; 0 where it cannot train there.
+        references: uint8 [rows], usable references: those of an allowed kind, at most the model's number.
+        text: int32 [rows], text tokens that a pack reserves for the caption.
+        reason: int8 [rows], number in `reasons` why a row is left out; 0 where it trains.
+        reasons: what the numbers mean.
     """
 
-    resolution: np.ndarray
-    height: np.ndarray
-    width: np.ndarray
+    aspect: np.ndarray
     frames: np.ndarray
-    stride: np.ndarray
+    references: np.ndarray
+    text: np.ndarray
+    reason: np.ndarray
+    reasons: tuple[str, ...]
 
 
-def assign(data: DataConfig, columns: dict[str, np.ndarray], draw: np.ndarray) -> Assignment:
-    """Choose a bucket for every row.
+def find_candidates(
+    index: TripletIndex, data: DataConfig, table: BucketTable, max_references: int, clip_tokens: int, empty_text: int
+) -> Candidates:
+    """Find what every row may train at.
+
+    A row trains at a resolution if its frames are large enough, it fills one of the resolution's lengths, and the
+    longest that it fills fits into a pack together with one reference (if it has any).
 
     Args:
-        data: resolutions, aspect ratios, frame rate, largest upscale.
-        columns: `height`, `width`, `frames`, `fps` of the rows.
-        draw: uniform [rows], decides the resolution by weight among those that the clip is large enough for.
-
-    Raises:
-        UserError: no resolutions, or a frame count that is not 4k+1.
+        index: R rows.
+        data: budgets, frame rate, largest upscale, kinds of references.
+        table: its sizes.
+        max_references: most references of a sample.
+        clip_tokens: vision-tower tokens of a reference.
+        empty_text: tokens of the empty prompt, which text dropout may put in the caption's place.
     """
-    if not data.resolutions:
-        raise UserError("data.resolutions is empty; name at least one, as {256p: {pixels: 65536, frames: [1, 37]}}")
-    for name, resolution in data.resolutions.items():
-        for count in resolution.frames:
-            try:
-                latent_frames(count)
-            except UserError as error:
-                raise UserError(f"data.resolutions.{name}.frames: {error}") from None
-    height, width = columns["height"].astype(float), columns["width"].astype(float)
-    ratios = np.array([parse_aspect(text) for text in data.aspect_ratios])
-    nearest = np.abs(np.log(width / height)[:, None] - np.log(ratios)).argmin(1)
-    stride = np.maximum(np.round(columns["fps"] / data.frame_rate), 1).astype(int)
-    usable = (columns["frames"] - 1) // stride + 1
+    height, width = index.column("height").astype(np.float64), index.column("width").astype(np.float64)
+    aspect = _nearest(np.log(table.ratios), np.log(width / height))
+    stored, allowed = _count_references(index, data.pair_kinds)
+    references = np.minimum(allowed, max_references).astype(np.uint8)
+    least = (references > 0).astype(np.int64)
+    tokens = index.column("text_tokens")
+    text = np.maximum(np.minimum(tokens, data.max_text_tokens), empty_text).astype(np.int32)
+    step, last = frame_step(index.column("fps"), data.frame_rate), index.column("frames") - 1
+    frames = np.zeros((len(table.names), len(index)), dtype=np.int32)
+    some_large, some_long = np.zeros(len(index), dtype=bool), np.zeros(len(index), dtype=bool)
+    for number, counts in enumerate(table.frames):
+        size = table.sizes[number, aspect]
+        large = np.maximum(size[:, 0] / height, size[:, 1] / width) <= data.max_upscale + 1e-9
+        for count in counts:
+            frames[number, frame_offsets(count - 1, step) <= last] = count
+        long = large & (frames[number] > 0)
+        visual = table.frame_tokens[number, aspect] * ((frames[number] + 3) // 4 + least)
+        frames[number, ~(long & (visual <= data.seq_length))] = 0
+        some_large |= large
+        some_long |= long
+    checks = [
+        ("caption tokens not counted (tools/build_index.py --recount-text)", tokens < 1),
+        (f"no reference of data.pair_kinds ({', '.join(data.pair_kinds)})",
+         (stored > 0) & (allowed == 0) & (max_references > 0)),
+        (f"too small for every resolution (data.max_upscale {data.max_upscale:g})", ~some_large),
+        ("too short for every length of its resolutions", ~some_long),
+        (f"more visual tokens than data.seq_length ({data.seq_length})", ~frames.any(0)),
+        (f"more text tokens than data.text_seq_length ({data.text_seq_length})",
+         text + least * clip_tokens > data.text_seq_length),
+    ]  # fmt: skip
+    reason = np.zeros(len(index), dtype=np.int8)
+    for number, (_, left_out) in reversed(list(enumerate(checks, 1))):
+        reason[left_out] = number
+    return Candidates(aspect, frames, references, text, reason, ("", *(name for name, _ in checks)))
 
-    specs = list(data.resolutions.values())
-    sizes = np.array([[bucket_size(spec.pixels, ratio) for ratio in ratios] for spec in specs])
-    target_height, target_width = sizes[:, nearest, 0], sizes[:, nearest, 1]  # [resolutions, rows]
-    upscale = np.maximum(target_height / height, target_width / width)
-    frames = np.stack([_longest(np.array(sorted(spec.frames)), usable) for spec in specs])
-    fits = (upscale <= data.max_upscale + 1e-9) & (frames > 0)
-    weight = np.where(fits, np.array([spec.weight for spec in specs])[:, None], 0.0)
-    total = weight.sum(0)
-    chosen = (np.cumsum(weight, 0) <= draw * total).sum(0).clip(max=len(specs) - 1)
-    rows = np.arange(len(height))
-    return Assignment(
-        resolution=np.where(total > 0, chosen, -1),
-        height=target_height[chosen, rows],
-        width=target_width[chosen, rows],
-        frames=frames[chosen, rows],
-        stride=stride,
+
+def _nearest(values: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """uint8 [n], number of the nearest of a few values."""
+    order = np.argsort(values, kind="stable")
+    middles = (values[order][1:] + values[order][:-1]) / 2
+    return order[np.searchsorted(middles, queries)].astype(np.uint8)
+
+
+def _count_references(index: TripletIndex, pair_kinds: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """References of every row: (all, of the allowed kinds)."""
+    unknown = [kind for kind in pair_kinds if kind not in PAIR_KINDS]
+    if unknown or not pair_kinds:
+        raise UserError(f"data.pair_kinds: {pair_kinds}; it must name one or more of {', '.join(PAIR_KINDS)}")
+    offsets, kinds = index.reference_kinds()
+    allowed = np.concatenate([[0], np.cumsum(np.isin(kinds, pair_kinds))])[offsets]
+    return np.diff(offsets), np.diff(allowed)
+
+
+def draw_bucket(
+    table: BucketTable, candidates: Candidates, data: DataConfig, rows: np.ndarray, hashes: np.ndarray,
+    clip_tokens: int, stream: tuple,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Draw resolution and number of references of some rows.
+
+    The resolution is drawn by weight among a row's candidates, the number of references uniformly from 1 to the most
+    that the row has and that fit into a pack.
+
+    Args:
+        table, candidates, data: the recipe's sizes, what the rows may train at, budgets.
+        rows: int64 [n], rows that train.
+        hashes: uint64 [n], their keys' hashes.
+        clip_tokens: vision-tower tokens of a reference.
+        stream: what the draws depend on beside the key.
+
+    Returns:
+        int8 [n] number of the resolution, uint8 [n] number of references.
+    """
+    weight = np.cumsum(np.where(candidates.frames[:, rows] > 0, table.weights[:, None], 0.0), axis=0)
+    point = draw_uniform(hashes, *stream, "resolution") * weight[-1]
+    # Rounding may put the point on the total; the last resolution with any weight then takes it.
+    resolution = np.minimum((weight <= point).sum(0), (weight < weight[-1]).sum(0))
+    frame_tokens = table.frame_tokens[resolution, candidates.aspect[rows]]
+    most = np.minimum(
+        candidates.references[rows],
+        data.seq_length // frame_tokens - (candidates.frames[resolution, rows] + 3) // 4,
     )
+    if clip_tokens:
+        most = np.minimum(most, (data.text_seq_length - candidates.text[rows]) // clip_tokens)
+    count = np.floor(draw_uniform(hashes, *stream, "reference_count") * most).astype(np.int64) + 1
+    return resolution.astype(np.int8), np.where(most > 0, count, 0).astype(np.uint8)
 
 
-def _longest(counts: np.ndarray, usable: np.ndarray) -> np.ndarray:
-    """The largest of `counts` that each clip can fill; 0 where none is."""
-    place = np.searchsorted(counts, usable, side="right")
-    return np.where(place > 0, counts[np.maximum(place - 1, 0)], 0)
+def draw_references(
+    kinds: list[str], pair_kinds: list[str], count: int, key_hash: int, stream: tuple
+) -> tuple[int, ...]:
+    """Which `count` of a sample's references train, in drawn order; all orders of all subsets are equally likely."""
+    usable = [number for number, kind in enumerate(kinds) if kind in pair_kinds]
+    return tuple(sorted(usable, key=lambda number: int(draw_bits(key_hash, *stream, "reference", number)))[:count])
 
 
-def choose_references(kinds: list[str], allowed: list[str], most: int, draw: np.ndarray) -> tuple[int, ...]:
-    """References of one sample in one epoch, in drawn order: 1..most of an allowed kind; none if there are none.
-
-    Args:
-        kinds: of the sample's references.
-        allowed: kinds to train on.
-        most: the model's `max_references`.
-        draw: uniforms [1 + references]: the first decides how many, the others the order.
-    """
-    usable = [i for i, kind in enumerate(kinds) if kind in allowed]
-    if not usable or most == 0:
-        return ()
-    count = 1 + math.floor(draw[0] * min(len(usable), most))
-    return tuple(sorted(usable, key=lambda i: draw[1 + i])[:count])
+def draw_start(frames: int, span: int, key_hash: int, stream: tuple) -> int:
+    """First source frame of a clip that covers `span` of `frames` source frames."""
+    return int(draw_uniform(key_hash, *stream, "start") * (frames - span + 1))

@@ -1,4 +1,4 @@
-"""From stored bytes to training tensors: one interface, PyAV here, DALI in `decode_dali.py`; chosen by codec.
+"""From stored bytes to training tensors: one interface, PyAV here, DALI in `decode_dali.py`.
 
 A clip is scaled to cover its training size and cropped at the centre; a reference is scaled into it and padded with
 white. Whatever cannot be read becomes zeros with a message, so that no other sample moves.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import av
 import numpy as np
 import torch
 import torch.nn.functional as F
+from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image, ImageOps
 
 from phantom_mega.config import DataConfig
@@ -24,11 +26,10 @@ from phantom_mega.data.shards import RawTriplet
 from phantom_mega.errors import BadSampleError, UserError
 from phantom_mega.geometry import contain_size, cover_size
 
-# What DALI decodes: everything on NVDEC, patent-free codecs on the CPU.
-DALI_CPU_CODECS = ("vp8", "vp9", "mjpeg")
-DALI_GPU_CODECS = (*DALI_CPU_CODECS, "h264", "hevc", "av1", "mpeg4")
 # Timestamps of a constant frame rate may be rounded (webm: to milliseconds) but not by half a frame.
 MAX_JITTER = 0.5
+# The colour conversion of DALI's CPU decoder, bit for bit. FFmpeg's default repeats chroma instead of interpolating it.
+_TO_RGB = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 
 
 @dataclass
@@ -52,69 +53,100 @@ class DecodedTriplet:
     error: str | None = None
 
 
-def failed(sample: PlannedSample, error: str) -> DecodedTriplet:
+def failed(sample: PlannedSample, error: str, device: torch.device | str = "cpu") -> DecodedTriplet:
     """The stand-in of a sample that cannot be read."""
     size = (sample.height, sample.width)
-    zeros = torch.zeros(3, sample.num_frames, *size)
-    return DecodedTriplet(sample, zeros, torch.zeros(len(sample.references), 3, *size), [], "", error)
+    video = torch.zeros(3, sample.num_frames, *size, device=device)
+    references = torch.zeros(len(sample.references), 3, *size, device=device)
+    return DecodedTriplet(sample, video, references, [], "", error)
+
+
+def is_image(raw: RawTriplet) -> bool:
+    """Whether the sample's clip is a still image (T = 1)."""
+    return raw.clip_ext in IMAGE_EXTENSIONS
 
 
 def open_image(data: bytes, mask: bytes | None = None) -> np.ndarray:
     """Image bytes to uint8 [h, w, 3]: turned by EXIF, transparency and what lies outside the mask become white.
 
     Raises:
-        ValueError: the bytes are no image.
+        ValueError: the bytes are no image, or one that would unpack to hundreds of megabytes.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
             if image.mode.startswith("I"):  # 16 bits: PIL would clip instead of scale
-                image = Image.fromarray((np.asarray(image, dtype=np.float32) / 257).astype(np.uint8))
-            rgba = image.convert("RGBA") if "A" in image.getbands() or "transparency" in image.info else None
-            if rgba is not None:
+                image = Image.fromarray((np.asarray(image, dtype=np.float32) / 257).round().astype(np.uint8))
+            if image.has_transparency_data:
+                rgba = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
             image = image.convert("RGB")
             if mask is not None:
                 inside = Image.open(io.BytesIO(mask)).convert("L").resize(image.size)
                 image = Image.composite(image, Image.new("RGB", image.size, "white"), inside)
-        except (OSError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        except Exception as error:  # PIL's parsers raise nearly anything on damaged files
             raise ValueError(f"the image cannot be read ({error})") from None
     return np.asarray(image)
 
 
 def to_unit(frames: torch.Tensor) -> torch.Tensor:
-    """[0, 255] to [-1, 1]."""
-    return frames.clamp(0, 255) / 127.5 - 1
+    """uint8 in [0, 255] to float32 in [-1, 1]."""
+    return frames.float() / 127.5 - 1
 
 
-def _resize(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    if tuple(frames.shape[-2:]) == size:
-        return frames
-    return F.interpolate(frames, size, mode="bilinear", antialias=True, align_corners=False)
+def _resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if tuple(image.shape[1:]) == size:
+        return image
+    return F.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
-def cover_crop(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Frames float [F, 3, h, w] scaled to cover height x width and cropped at the centre."""
-    frames = _resize(frames, cover_size(tuple(frames.shape[-2:]), (height, width)))
-    top, left = (frames.shape[-2] - height) // 2, (frames.shape[-1] - width) // 2
-    return frames[..., top : top + height, left : left + width]
+def cover_crop(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Image uint8 [3, h, w] scaled (antialiased bilinear) to cover height x width and cropped at the centre."""
+    image = _resize(image, cover_size(tuple(image.shape[1:]), (height, width)))
+    top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
+    return image[:, top : top + height, left : left + width]
 
 
 def pad_white(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Image float [3, h, w] in [0, 255] scaled into height x width and centred on white (paper 3.2)."""
-    inside = _resize(image[None], contain_size(tuple(image.shape[-2:]), (height, width)))[0]
-    top, left = (height - inside.shape[-2]) // 2, (width - inside.shape[-1]) // 2
-    out = image.new_full((3, height, width), 255.0)
-    out[:, top : top + inside.shape[-2], left : left + inside.shape[-1]] = inside
+    """Image uint8 [3, h, w] scaled into height x width and centred on white (paper 3.2)."""
+    inside = _resize(image, contain_size(tuple(image.shape[1:]), (height, width)))
+    top, left = (height - inside.shape[1]) // 2, (width - inside.shape[2]) // 2
+    out = image.new_full((3, height, width), 255)
+    out[:, top : top + inside.shape[1], left : left + inside.shape[2]] = inside
     return out
 
 
-def check_clip(sample: PlannedSample, raw: RawTriplet) -> None:
-    """Read a clip's container, not its frames, and refuse what would train wrongly.
+@dataclass(frozen=True)
+class ClipInfo:
+    """What a clip is, by its container and its first frame.
+
+    Attributes:
+        codec: FFmpeg's name (`vp9`, `h264`...).
+        height, width: as shown, in pixels.
+        pixel_format: FFmpeg's name (`yuv420p`...).
+        colorspace: the matrix that turns YUV into RGB, as H.273 numbers them (1: BT.709, 2: not said, 5 and 6: BT.601).
+        rotation: degrees counter-clockwise by which a player turns the frames.
+        plain: every packet is shown, so that frames can be counted by packets.
+    """
+
+    codec: str
+    height: int
+    width: int
+    pixel_format: str
+    colorspace: int
+    rotation: int
+    plain: bool
+
+
+def probe_clip(raw: RawTriplet) -> ClipInfo:
+    """Read a clip's container and first frame, and refuse what would train wrongly.
+
+    A variable frame rate is refused, not resampled: repeated and dropped frames would teach a false motion.
 
     Raises:
-        ValueError: empty, no video stream, fewer frames than planned, or a variable frame rate.
+        ValueError: empty, not readable, no video stream, fewer frames or another size than the sample's description
+            says, or a variable frame rate.
     """
     if not raw.clip:
         raise ValueError("the clip has zero bytes")
@@ -123,68 +155,70 @@ def check_clip(sample: PlannedSample, raw: RawTriplet) -> None:
             if not container.streams.video:
                 raise ValueError("the clip has no video stream")
             stream = container.streams.video[0]
-            times = sorted(packet.pts for packet in container.demux(stream) if packet.size and packet.pts is not None)
-    except (av.error.FFmpegError, OSError) as error:
-        raise ValueError(f"the clip cannot be opened ({error})") from None
-    needed = sample.frame_indices[-1] + 1
-    if len(times) < needed:
-        raise ValueError(f"the clip holds {len(times)} frames, the plan needs {needed}; is it truncated?")
+            stream.codec_context.thread_count = 1  # frame threads would delay the first frame
+            time_base, frame, shown, discarded = stream.time_base, None, [], 0
+            for packet in container.demux(stream):
+                if packet.size and not packet.is_discard:
+                    shown.append(packet.pts)
+                discarded += packet.is_discard
+                if frame is None:
+                    frame = next(iter(packet.decode()), None)
+            codec = stream.codec_context.codec.name
+    except av.error.FFmpegError as error:
+        raise ValueError(f"the clip cannot be opened ({error.strerror})") from None
+    # VP8 stores frames that are never shown under the time of their neighbour.
+    times = np.unique([time for time in shown if time is not None])
+    count = len(times) if None not in shown else len(shown)
+    described = raw.triplet
+    if count < described.frames or frame is None:
+        raise ValueError(f"the clip holds {count} frames, the index says {described.frames}; is it truncated?")
     steps = np.diff(times)
     if len(steps) and np.abs(steps - np.median(steps)).max() > MAX_JITTER * np.median(steps):
         raise ValueError(
-            f"the frame rate varies (frames last {steps.min()} to {steps.max()} ticks of {stream.time_base} s); "
+            f"the frame rate varies (frames last {steps.min()} to {steps.max()} ticks of {time_base} s); "
             "transcode it to a constant rate"
         )
+    size = (frame.width, frame.height) if frame.rotation % 180 else (frame.height, frame.width)
+    if size != (described.height, described.width):
+        raise ValueError(
+            f"the clip shows {size[1]}x{size[0]} pixels (width x height), the index says "
+            f"{described.width}x{described.height}; correct its JSON and rebuild the index"
+        )
+    return ClipInfo(codec, *size, frame.format.name, int(frame.colorspace), frame.rotation, not discarded)
 
 
-def read_frames(clip: bytes, indices: Sequence[int]) -> torch.Tensor:
-    """Frames of an encoded clip by number in presentation order, uint8 [F, h, w, 3], RGB; by PyAV.
+def decode_clip(clip: bytes, sample: PlannedSample, threads: int = 1) -> torch.Tensor:
+    """The planned frames of an encoded clip by PyAV, scaled and cropped: float32 [3, F, height, width] in [-1, 1].
+
+    Frames are counted in presentation order. Only one frame at a time is held at the clip's own size.
 
     Raises:
-        ValueError: the clip cannot be decoded up to the last frame.
+        ValueError: the clip cannot be decoded up to the last planned frame.
     """
-    wanted, found = set(indices), {}
+    places: dict[int, list[int]] = {}
+    for place, number in enumerate(sample.frame_indices):
+        places.setdefault(number, []).append(place)
+    last, found = max(places), 0
+    video = torch.empty(3, sample.num_frames, sample.height, sample.width)
+    convert = VideoReformatter()
     try:
         with av.open(io.BytesIO(clip)) as container:
-            container.streams.video[0].thread_type = "AUTO"
-            for number, frame in enumerate(container.decode(video=0)):
-                if number in wanted:
-                    found[number] = frame.to_ndarray(format="rgb24")
-                if number >= indices[-1]:
+            stream = container.streams.video[0]
+            stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
+            for number, frame in enumerate(container.decode(stream)):
+                if number in places:
+                    rgb = convert.reformat(frame, format="rgb24", interpolation=_TO_RGB).to_ndarray()
+                    rgb = np.rot90(rgb, frame.rotation // 90)  # where the container says that players turn it
+                    image = cover_crop(image_tensor(rgb), sample.height, sample.width)
+                    video[:, places[number]] = to_unit(image)[:, None]
+                    found += 1
+                if number >= last:
                     break
-    except (av.error.FFmpegError, IndexError, OSError) as error:
-        raise ValueError(f"the clip cannot be decoded ({error})") from None
-    if len(found) < len(wanted):
-        raise ValueError(f"the clip ends after frame {max(found, default=-1)}, the plan needs frame {indices[-1]}")
-    return torch.from_numpy(np.stack([found[number] for number in indices]))
-
-
-class PyAVDecoder:
-    """Decodes anything that FFmpeg reads, on the CPU, one sample after another."""
-
-    def decode(self, items: Sequence[tuple[PlannedSample, RawTriplet]]) -> list[DecodedTriplet]:
-        """Decode samples; one that cannot be read gets `error` and zeros."""
-        return [self.decode_one(sample, raw) for sample, raw in items]
-
-    def decode_one(self, sample: PlannedSample, raw: RawTriplet) -> DecodedTriplet:
-        """Decode one sample."""
-        try:
-            crops = read_references(sample, raw)
-            video = self._video(sample, raw)
-        except ValueError as error:
-            return failed(sample, str(BadSampleError(sample.key, raw.shard, str(error))))
-        size = (sample.height, sample.width)
-        images = [to_unit(pad_white(_float_image(crop), *size)) for crop in crops]
-        references = torch.stack(images) if images else torch.zeros(0, 3, *size)
-        return DecodedTriplet(sample, video, references, crops, raw.triplet.caption)
-
-    def _video(self, sample: PlannedSample, raw: RawTriplet) -> torch.Tensor:
-        if raw.clip_ext in IMAGE_EXTENSIONS:
-            frames = _float_image(open_image(raw.clip))[None]
-        else:
-            check_clip(sample, raw)
-            frames = read_frames(raw.clip, sample.frame_indices).permute(0, 3, 1, 2).float()
-        return to_unit(cover_crop(frames, sample.height, sample.width)).transpose(0, 1).contiguous()
+    except (av.error.FFmpegError, IndexError) as error:
+        raise ValueError(f"the clip cannot be decoded ({getattr(error, 'strerror', error)})") from None
+    if found < len(places):
+        raise ValueError(f"decoding gave {found} of {len(places)} planned frames; the clip is damaged")
+    return video
 
 
 def read_references(sample: PlannedSample, raw: RawTriplet) -> list[np.ndarray]:
@@ -197,48 +231,86 @@ def read_references(sample: PlannedSample, raw: RawTriplet) -> list[np.ndarray]:
     for number in sample.references:
         try:
             crops.append(open_image(raw.references[number], raw.masks[number]))
-        except ValueError as error:
+        except (ValueError, IndexError) as error:
             raise ValueError(f"reference {number}: {error}") from None
     return crops
 
 
-def _float_image(image: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(image.copy()).permute(2, 0, 1).float()
+def image_tensor(image: np.ndarray) -> torch.Tensor:
+    """uint8 [h, w, 3] to [3, h, w]."""
+    return torch.from_numpy(image.copy()).permute(2, 0, 1)
 
 
-class AutoDecoder:
-    """DALI where it can decode the codec on this device, else PyAV.
+class PyAVDecoder:
+    """Decodes anything that FFmpeg reads, on the CPU.
 
     Args:
-        data: threads of the decoder.
-        device: `cuda` decodes on NVDEC.
+        threads: samples are shared out to so many; a lone sample gets them all.
+        device: where the tensors are put.
     """
 
-    def __init__(self, data: DataConfig, device: torch.device):
-        from phantom_mega.data.decode_dali import DaliDecoder
-
-        self.dali, self.pyav = DaliDecoder(data, device), PyAVDecoder()
-        self.codecs = DALI_GPU_CODECS if device.type == "cuda" else DALI_CPU_CODECS
+    def __init__(self, threads: int = 1, device: torch.device | str = "cpu"):
+        self.threads, self.device = threads, torch.device(device)
 
     def decode(self, items: Sequence[tuple[PlannedSample, RawTriplet]]) -> list[DecodedTriplet]:
-        """Decode samples, each by the decoder for its codec; order is kept."""
-        by_dali = [i for i, (_, raw) in enumerate(items) if self.wants_dali(raw)]
-        done = dict(zip(by_dali, self.dali.decode([items[i] for i in by_dali]), strict=True))
-        return [done[i] if i in done else self.pyav.decode_one(*item) for i, item in enumerate(items)]
+        """Decode samples; one that cannot be read gets `error` and zeros."""
+        return self._share_out(self.decode_one, items)
 
-    def wants_dali(self, raw: RawTriplet) -> bool:
-        """Whether DALI decodes this sample's clip."""
-        return raw.clip_ext in IMAGE_EXTENSIONS or raw.triplet.codec in self.codecs
+    def decode_one(self, sample: PlannedSample, raw: RawTriplet, threads: int = 1) -> DecodedTriplet:
+        """Decode one sample."""
+        try:
+            crops = read_references(sample, raw)
+            video = self.video(sample, raw, threads)
+        except ValueError as error:
+            return failed(sample, str(BadSampleError(sample.key, raw.shard, str(error))), self.device)
+        size = (sample.height, sample.width)
+        images = [to_unit(pad_white(image_tensor(crop), *size)) for crop in crops]
+        references = torch.stack(images) if images else torch.zeros(0, 3, *size)
+        return DecodedTriplet(sample, video, references.to(self.device), crops, raw.triplet.caption)
+
+    def videos(self, items: Sequence[tuple[PlannedSample, RawTriplet]]) -> list[torch.Tensor | ValueError]:
+        """`video` of every sample, or its error."""
+        return self._share_out(self._video_or_error, items)
+
+    def video(self, sample: PlannedSample, raw: RawTriplet, threads: int = 1) -> torch.Tensor:
+        """float32 [3, F, height, width] of a clip or of a still image.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        if is_image(raw):
+            image = cover_crop(image_tensor(open_image(raw.clip)), sample.height, sample.width)
+            return to_unit(image)[:, None].to(self.device)
+        probe_clip(raw)
+        return decode_clip(raw.clip, sample, threads).to(self.device)
+
+    def _video_or_error(self, sample: PlannedSample, raw: RawTriplet, threads: int) -> torch.Tensor | ValueError:
+        try:
+            return self.video(sample, raw, threads)
+        except ValueError as error:
+            return error
+
+    def _share_out(self, function: Callable, items: Sequence[tuple[PlannedSample, RawTriplet]]) -> list:
+        """`function(sample, raw, threads)` of every item, in order."""
+        if len(items) < 2 or self.threads < 2:
+            return [function(*item, self.threads) for item in items]
+        with ThreadPoolExecutor(min(self.threads, len(items))) as pool:
+            return list(pool.map(lambda item: function(*item, 1), items))
 
 
 def make_decoder(data: DataConfig, device: torch.device | str = "cpu"):
-    """The decoder that `data.decoder` names: `auto`, `dali` or `pyav`; has `.decode(items)`.
+    """The decoder that `data.decoder` names; has `.decode(list of (PlannedSample, RawTriplet))`.
+
+    `auto`: DALI for what it decodes on this device, PyAV for the rest. `dali`: a clip that DALI does not decode is a
+    bad sample, for runs that must not fall back to the CPU. `pyav`: PyAV alone.
 
     Raises:
         UserError: an unknown name.
     """
     if data.decoder == "pyav":
-        return PyAVDecoder()
+        return PyAVDecoder(data.decode_threads, device)
     if data.decoder in ("auto", "dali"):
-        return AutoDecoder(data, torch.device(device))
+        from phantom_mega.data.decode_dali import DaliDecoder
+
+        return DaliDecoder(data, torch.device(device), fallback=data.decoder == "auto")
     raise UserError(f"data.decoder={data.decoder!r} is unknown; use auto, dali or pyav")

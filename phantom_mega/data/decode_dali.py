@@ -6,36 +6,74 @@ a batch. On a GPU clips are decoded by NVDEC ("mixed" backend) and stay there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import nvidia.dali.fn as fn
 import nvidia.dali.types as types
 import torch
 from nvidia.dali import pipeline_def
+from PIL import ExifTags, Image
 
 from phantom_mega.config import DataConfig
 from phantom_mega.data.decode import (
+    ClipInfo,
     DecodedTriplet,
     PyAVDecoder,
-    check_clip,
+    cover_crop,
     failed,
+    image_tensor,
+    is_image,
     open_image,
     pad_white,
+    probe_clip,
     to_unit,
 )
 from phantom_mega.data.plan import PlannedSample
-from phantom_mega.data.schema import IMAGE_EXTENSIONS
 from phantom_mega.data.shards import RawTriplet
 from phantom_mega.errors import BadSampleError
 from phantom_mega.geometry import contain_size, cover_size
 
+logger = logging.getLogger(__name__)
+Item = tuple[PlannedSample, RawTriplet]
+
+CPU_CODECS = ("vp8", "vp9", "mjpeg")
+GPU_CODECS = (*CPU_CODECS, "h264", "hevc", "av1", "mpeg4")
+GPU_FORMATS = ("yuv420p", "yuvj420p")  # NVDEC's output is read as 8-bit 4:2:0
+CPU_FORMATS = (*GPU_FORMATS, "yuv422p", "yuvj422p", "yuv444p", "yuvj444p")
 MAX_BATCH = 16
+MAX_BATCH_BYTES = 1 << 30  # of frames at the clips' own size, which DALI holds all at once
+
+# (Kr, Kb) of the matrices that H.273 numbers. Both DALI decoders take every clip as BT.601.
+_BT601 = (0.299, 0.114)
+_LUMA = {1: (0.2126, 0.0722), 2: _BT601, 5: _BT601, 6: _BT601, 9: (0.2627, 0.0593)}
 
 
-def _number(name: str, count: int = 0):
-    """A per-sample int32 argument: a scalar, or a vector of `count`."""
-    return fn.external_source(name=name, dtype=types.INT32, ndim=1 if count else 0)
+def _number(name: str, count: int = 0, dtype=types.INT32):
+    """A per-sample argument: a scalar, or a vector of `count`."""
+    return fn.cast(fn.external_source(name=name, dtype=types.INT32, ndim=1 if count else 0), dtype=dtype)
+
+
+def _fit(images, layout: str):
+    """Scale to `scaled`, crop or pad with white around the centre to (`height`, `width`), normalize to [-1, 1]."""
+    scaled = fn.resize(images, size=_number("scaled", 2, types.FLOAT), antialias=True)
+    return fn.crop_mirror_normalize(
+        scaled,
+        crop_h=_number("height", dtype=types.FLOAT),
+        crop_w=_number("width", dtype=types.FLOAT),
+        rounding="truncate",  # as integer division does
+        out_of_bounds_policy="pad",
+        fill_values=[1.0],  # white, after normalization
+        mean=[127.5] * 3,
+        std=[127.5] * 3,
+        dtype=types.FLOAT,
+        output_layout=layout,
+    )
 
 
 @pipeline_def
@@ -47,184 +85,274 @@ def _clip_pipeline(backend: str):
         start_frame=_number("start"),
         sequence_length=_number("length"),
         stride=_number("stride"),
+        pad_mode="none",  # missing frames must show, not turn black
     )
-    scaled = fn.resize(frames, size=fn.cast(_number("scaled", 2), dtype=types.FLOAT), antialias=True)
-    return fn.crop_mirror_normalize(
-        scaled,
-        crop_h=fn.cast(_number("height"), dtype=types.FLOAT),
-        crop_w=fn.cast(_number("width"), dtype=types.FLOAT),
-        mean=[127.5] * 3,
-        std=[127.5] * 3,
-        dtype=types.FLOAT,
-        output_layout="CFHW",
-    )
+    return _fit(frames, "CFHW")
 
 
 @pipeline_def
 def _image_pipeline(backend: str):
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
     image = fn.decoders.image(encoded, device=backend, output_type=types.RGB)
-    scaled = fn.resize(image, size=fn.cast(_number("scaled", 2), dtype=types.FLOAT), antialias=True)
-    padded = fn.crop(
-        scaled,
-        crop_h=fn.cast(_number("height"), dtype=types.FLOAT),
-        crop_w=fn.cast(_number("width"), dtype=types.FLOAT),
-        out_of_bounds_policy="pad",
-        fill_values=[255.0],
-    )
-    normalized = fn.crop_mirror_normalize(
-        padded, mean=[127.5] * 3, std=[127.5] * 3, dtype=types.FLOAT, output_layout="CHW"
-    )
-    return normalized, image
+    return _fit(image, "CHW"), image
 
 
 class _Runner:
-    """A built pipeline that is fed lists of samples of any number."""
-
-    def __init__(self, definition, data: DataConfig, device: torch.device):
-        device_id = (device.index or 0) if device.type == "cuda" else None
-        self.pipeline = definition(
-            backend="mixed" if device.type == "cuda" else "cpu",
-            batch_size=MAX_BATCH,
-            num_threads=data.decode_threads,
-            device_id=device_id,
-            prefetch_queue_depth=1,
-        )
-        self.pipeline.build()
-
-    def run(self, inputs: dict[str, list[np.ndarray]]) -> list[list[torch.Tensor]]:
-        """Outputs of every sample: a list of tensors for each output of the pipeline."""
-        count, results = len(inputs["encoded"]), []
-        for start in range(0, count, MAX_BATCH):
-            for name, values in inputs.items():
-                self.pipeline.feed_input(name, values[start : start + MAX_BATCH])
-            outputs = [[_to_torch(tensor) for tensor in batch] for batch in self.pipeline.run()]
-            results.append(outputs)
-        return [[tensor for part in results for tensor in part[i]] for i in range(len(results[0]))]
-
-
-def _to_torch(tensor) -> torch.Tensor:
-    if hasattr(tensor, "__dlpack__") and type(tensor).__name__.endswith("GPU"):
-        return torch.from_dlpack(tensor).clone()  # DALI writes the next batch into the same memory
-    return torch.from_numpy(np.array(tensor))
-
-
-class DaliDecoder:
-    """Decodes batches by DALI; a sample on which it fails is tried alone, then named, and the others are kept.
+    """A pipeline that is fed lists of samples of any number, and survives samples that it cannot decode.
 
     Args:
+        definition: of the pipeline.
         data: threads.
         device: `cuda` decodes there.
     """
 
-    def __init__(self, data: DataConfig, device: torch.device):
-        self.data, self.device = data, device
-        self._clips: _Runner | None = None
-        self._images: _Runner | None = None
+    def __init__(self, definition: Callable, data: DataConfig, device: torch.device):
+        self.definition, self.threads, self.device = definition, data.decode_threads, device
+        self.pipeline = None
 
-    def decode(self, items: Sequence[tuple[PlannedSample, RawTriplet]]) -> list[DecodedTriplet]:
+    def run(self, inputs: list[dict[str, np.ndarray]], sizes: list[int]) -> list[list[torch.Tensor] | Exception]:
+        """Outputs of every sample, or why DALI did not decode it.
+
+        Args:
+            inputs: arguments of the pipeline, for each sample.
+            sizes: bytes of each decoded sample; a batch is limited by their sum.
+        """
+        results, start = [], 0
+        while start < len(inputs):
+            stop, held = start + 1, sizes[start]
+            while stop < len(inputs) and stop - start < MAX_BATCH and held + sizes[stop] <= MAX_BATCH_BYTES:
+                held, stop = held + sizes[stop], stop + 1
+            results += self._run_batch(inputs[start:stop])
+            start = stop
+        return results
+
+    def _run_batch(self, batch: list[dict[str, np.ndarray]]) -> list[list[torch.Tensor] | Exception]:
+        try:
+            if self.pipeline is None:
+                self.pipeline = self._build()
+            for name in batch[0]:
+                self.pipeline.feed_input(name, [sample[name] for sample in batch])
+            outputs = [[_to_torch(tensor) for tensor in output] for output in self.pipeline.run()]
+            if self.device.type == "cuda":  # DALI writes its next batch into the memory that was copied from
+                torch.cuda.current_stream(self.device).synchronize()
+            return [list(sample) for sample in zip(*outputs, strict=True)]
+        except (RuntimeError, ValueError, IndexError) as error:
+            # A pipeline that failed cannot be used again, and does not say which sample it was.
+            self.pipeline = None
+            if len(batch) == 1:
+                return [error]
+            middle = len(batch) // 2
+            return self._run_batch(batch[:middle]) + self._run_batch(batch[middle:])
+
+    def _build(self):
+        on_gpu = self.device.type == "cuda"
+        pipeline = self.definition(
+            backend="mixed" if on_gpu else "cpu",
+            batch_size=MAX_BATCH,
+            num_threads=self.threads,
+            device_id=(self.device.index or 0) if on_gpu else None,
+            prefetch_queue_depth=1,
+        )
+        pipeline.build()
+        return pipeline
+
+
+def _to_torch(tensor) -> torch.Tensor:
+    if type(tensor).__name__.endswith("GPU"):
+        return torch.from_dlpack(tensor).clone()
+    return torch.from_numpy(np.array(tensor))
+
+
+class DaliDecoder:
+    """Decodes batches by DALI; what it cannot decode is tried alone by PyAV or PIL, or named, and the rest is kept.
+
+    Args:
+        data: threads.
+        device: `cuda` decodes there.
+        fallback: PyAV decodes clips that DALI does not; else they are bad samples.
+    """
+
+    def __init__(self, data: DataConfig, device: torch.device, fallback: bool = True):
+        self.device, self.fallback = device, fallback
+        on_gpu = device.type == "cuda"
+        self.codecs, self.formats = (GPU_CODECS, GPU_FORMATS) if on_gpu else (CPU_CODECS, CPU_FORMATS)
+        self.pyav = PyAVDecoder(data.decode_threads, device)
+        self._clips = _Runner(_clip_pipeline, data, device)
+        self._images = _Runner(_image_pipeline, data, device)
+
+    def decode(self, items: Sequence[Item]) -> list[DecodedTriplet]:
         """Decode samples; one that cannot be read gets `error` and zeros."""
-        done: dict[int, DecodedTriplet] = {}
+        jobs = [_ImageJob(raw.clip, None, cover_size, sample) for sample, raw in items if is_image(raw)]
+        for sample, raw in items:
+            jobs += [
+                _ImageJob(raw.references[number], raw.masks[number], contain_size, sample, f"reference {number}: ")
+                for number in sample.references
+            ]
+        images = iter(self._decode_images(jobs))
+        stills = {i: next(images) for i, (_, raw) in enumerate(items) if is_image(raw)}
+        clips = self._decode_clips([item for item in items if not is_image(item[1])])
+        results = []
+        for i, (sample, raw) in enumerate(items):
+            video = stills[i] if i in stills else next(clips)
+            references = [next(images) for _ in sample.references]
+            results.append(self._assemble(sample, raw, video, references))
+        return results
+
+    def _assemble(self, sample: PlannedSample, raw: RawTriplet, video, references: list) -> DecodedTriplet:
+        problem = next((part for part in (*references, video) if isinstance(part, Exception)), None)
+        if problem is not None:
+            return failed(sample, str(BadSampleError(sample.key, raw.shard, str(problem))), self.device)
+        if is_image(raw):
+            video = video[0][:, None]
+        size = (sample.height, sample.width)
+        padded = [image for image, _ in references] or [torch.zeros(0, 3, *size, device=self.device)]
+        stacked = torch.stack(padded) if references else padded[0]
+        return DecodedTriplet(sample, video, stacked, [crop for _, crop in references], raw.triplet.caption)
+
+    def refusal(self, sample: PlannedSample, info: ClipInfo) -> str | None:
+        """Why DALI does not decode this clip, or None."""
+        steps = np.unique(np.diff(sample.frame_indices))
+        if info.codec not in self.codecs:
+            return f"DALI does not decode {info.codec} on the {'GPU' if self.device.type == 'cuda' else 'CPU'}"
+        if info.pixel_format not in self.formats or info.colorspace not in _LUMA:
+            return f"DALI does not convert {info.pixel_format} with colour matrix {info.colorspace}"
+        if info.rotation or not info.plain:
+            return "DALI does not turn or cut frames as the container says"
+        if len(steps) > 1 or (steps < 1).any():
+            return "DALI takes evenly spaced frames only"
+        return None
+
+    def _decode_clips(self, items: list[Item]) -> Iterator[torch.Tensor | Exception]:
+        """[3, F, height, width] of every clip, or its error."""
+        results: dict[int, torch.Tensor | Exception] = {}
+        chosen: dict[int, ClipInfo] = {}
         for i, (sample, raw) in enumerate(items):
             try:
-                if raw.clip_ext not in IMAGE_EXTENSIONS:
-                    check_clip(sample, raw)
+                info = probe_clip(raw)
+                refusal = self.refusal(sample, info)
+                if refusal is None:
+                    chosen[i] = info
+                elif not self.fallback:
+                    raise ValueError(f"{refusal}; use data.decoder=auto")
             except ValueError as error:
-                done[i] = failed(sample, str(BadSampleError(sample.key, raw.shard, str(error))))
-        left = [i for i in range(len(items)) if i not in done]
-        for i, decoded in zip(left, self._decode_readable([items[i] for i in left]), strict=True):
-            done[i] = decoded
-        return [done[i] for i in range(len(items))]
+                results[i] = error
+        inputs = [_clip_inputs(*items[i], info) for i, info in chosen.items()]
+        sizes = [items[i][0].num_frames * info.height * info.width * 3 for i, info in chosen.items()]
+        for (i, info), outputs in zip(chosen.items(), self._clips.run(inputs, sizes), strict=True):
+            sample, raw = items[i]
+            if isinstance(outputs, Exception):
+                problem = _reason(outputs)
+            elif outputs[0].shape[1] != sample.num_frames:
+                problem = f"decoding gave {outputs[0].shape[1]} of {sample.num_frames} planned frames"
+            else:
+                results[i] = _as_tagged(outputs[0], info.colorspace)
+                continue
+            if self.fallback:
+                logger.warning("%s, sample %s: DALI failed (%s); trying PyAV", raw.shard, sample.key, problem)
+            else:
+                results[i] = ValueError(f"DALI cannot decode the clip ({problem})")
+        left = [i for i in range(len(items)) if i not in results]
+        results |= zip(left, self.pyav.videos([items[i] for i in left]), strict=True)
+        return iter([results[i] for i in range(len(items))])
 
-    def _decode_readable(self, items: list[tuple[PlannedSample, RawTriplet]]) -> list[DecodedTriplet]:
-        if not items:
-            return []
-        try:
-            return self._run(items)
-        except (RuntimeError, ValueError) as error:
-            # The pipeline that failed cannot be used again, and does not say which sample it was.
-            self._clips = self._images = None
-            if len(items) > 1:
-                return [decoded for item in items for decoded in self._decode_readable([item])]
-            sample, raw = items[0]
-            # PyAV's message is the clearer one; what it can read although DALI cannot is kept.
-            decoded = PyAVDecoder().decode_one(sample, raw)
-            if decoded.error is None:
-                print(
-                    f"{raw.shard}, sample {sample.key}: DALI failed, decoded by PyAV ({_first_line(error)})", flush=True
-                )
-            return [decoded]
-
-    def _run(self, items: list[tuple[PlannedSample, RawTriplet]]) -> list[DecodedTriplet]:
-        videos = self._run_clips([item for item in items if item[1].clip_ext not in IMAGE_EXTENSIONS])
-        stills = iter([PyAVDecoder()._video(*item) for item in items if item[1].clip_ext in IMAGE_EXTENSIONS])
-        clips = iter(videos)
-        references = self._run_references(items)
-        decoded = []
-        for (sample, raw), (padded, crops) in zip(items, references, strict=True):
-            video = next(stills) if raw.clip_ext in IMAGE_EXTENSIONS else next(clips)
-            decoded.append(DecodedTriplet(sample, video, padded, crops, raw.triplet.caption))
-        return decoded
-
-    def _run_clips(self, items: list[tuple[PlannedSample, RawTriplet]]) -> list[torch.Tensor]:
-        if not items:
-            return []
-        self._clips = self._clips or _Runner(_clip_pipeline, self.data, self.device)
-        inputs: dict[str, list] = {
-            name: [] for name in ("encoded", "start", "length", "stride", "scaled", "height", "width")
-        }
-        for sample, raw in items:
-            indices = sample.frame_indices
-            scaled = cover_size((raw.triplet.height, raw.triplet.width), (sample.height, sample.width))
-            stride = indices[1] - indices[0] if len(indices) > 1 else 1
-            values = (indices[0], len(indices), stride, scaled, sample.height, sample.width)
-            inputs["encoded"].append(np.frombuffer(raw.clip, dtype=np.uint8))
-            for name, value in zip(list(inputs)[1:], values, strict=True):
-                inputs[name].append(np.array(value, dtype=np.int32))
-        return self._clips.run(inputs)[0]
-
-    def _run_references(
-        self, items: list[tuple[PlannedSample, RawTriplet]]
-    ) -> list[tuple[torch.Tensor, list[np.ndarray]]]:
-        """(padded [n, 3, height, width], crops) of every sample."""
-        inputs: dict[str, list] = {name: [] for name in ("encoded", "scaled", "height", "width")}
-        slots: list[list[tuple[torch.Tensor, np.ndarray] | None]] = []
-        for sample, raw in items:
-            slots.append([])
-            for number in sample.references:
-                if not _plain_rgb(raw, number):
-                    slots[-1].append(_by_pil(sample, raw, number))
-                    continue
-                described = raw.triplet.references[number]
-                scaled = contain_size((described.height, described.width), (sample.height, sample.width))
-                inputs["encoded"].append(np.frombuffer(raw.references[number], dtype=np.uint8))
-                for name, value in (("scaled", scaled), ("height", sample.height), ("width", sample.width)):
-                    inputs[name].append(np.array(value, dtype=np.int32))
-                slots[-1].append(None)
-        outputs = iter(())
-        if inputs["encoded"]:
-            self._images = self._images or _Runner(_image_pipeline, self.data, self.device)
-            normalized, images = self._images.run(inputs)
-            outputs = iter(zip(normalized, (image.cpu().numpy() for image in images), strict=True))
+    def _decode_images(self, jobs: list[_ImageJob]) -> list[tuple[torch.Tensor, np.ndarray] | Exception]:
+        """([3, height, width] normalized, uint8 [h, w, 3] as stored) of every image, or its error."""
+        sizes = [job.size_for_dali() for job in jobs]
+        chosen = [i for i, size in enumerate(sizes) if size is not None]
+        inputs = [jobs[i].inputs(sizes[i]) for i in chosen]
+        outputs = dict(zip(chosen, self._images.run(inputs, [3 * math.prod(sizes[i]) for i in chosen]), strict=True))
         results = []
-        for (sample, _), own in zip(items, slots, strict=True):
-            pairs = [pair or next(outputs) for pair in own]
-            padded = [pair[0].to(self.device) for pair in pairs]
-            empty = torch.zeros(0, 3, sample.height, sample.width, device=self.device)
-            results.append((torch.stack(padded) if padded else empty, [pair[1] for pair in pairs]))
+        for i, job in enumerate(jobs):
+            if isinstance(outputs.get(i), list):
+                results.append((outputs[i][0], outputs[i][1].cpu().numpy()))
+                continue
+            try:  # not for DALI, or it failed: PIL's message is the clearer one
+                tensor, crop = job.by_pil()
+                results.append((tensor.to(self.device), crop))
+            except ValueError as error:
+                results.append(ValueError(f"{job.name}{error}"))
         return results
 
 
-def _plain_rgb(raw: RawTriplet, number: int) -> bool:
-    """Whether DALI gives what `open_image` does: a JPEG without mask (PNG may have alpha or 16 bits)."""
-    return raw.masks[number] is None and raw.references[number][:2] == b"\xff\xd8"
+@dataclass(frozen=True)
+class _ImageJob:
+    """An image to decode: its bytes, its mask, how it is fitted into which sample, and its name in messages."""
+
+    data: bytes
+    mask: bytes | None
+    fit: Callable[[tuple[int, int], tuple[int, int]], tuple[int, int]]
+    sample: PlannedSample
+    name: str = ""
+
+    def size_for_dali(self) -> tuple[int, int] | None:
+        """(height, width) as shown, if DALI gives what `open_image` does: no alpha, no mask, 8 bits."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                image = Image.open(io.BytesIO(self.data))
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1)
+        except Exception:  # PIL's parsers raise nearly anything on damaged files; `by_pil` will say what
+            return None
+        plain = image.format == "JPEG" or (image.format == "PNG" and turned == 1 and not image.has_transparency_data)
+        if self.mask is not None or image.mode not in ("RGB", "L") or not plain:
+            return None
+        return (image.width, image.height) if turned >= 5 else (image.height, image.width)
+
+    def inputs(self, size: tuple[int, int]) -> dict[str, np.ndarray]:
+        """Arguments of the image pipeline."""
+        target = (self.sample.height, self.sample.width)
+        return {
+            "encoded": np.frombuffer(self.data, dtype=np.uint8),
+            "scaled": np.array(self.fit(size, target), dtype=np.int32),
+            "height": np.array(target[0], dtype=np.int32),
+            "width": np.array(target[1], dtype=np.int32),
+        }
+
+    def by_pil(self) -> tuple[torch.Tensor, np.ndarray]:
+        """As the pipeline does it.
+
+        Raises:
+            ValueError: the image cannot be read.
+        """
+        crop = open_image(self.data, self.mask)
+        fit = cover_crop if self.fit is cover_size else pad_white
+        return to_unit(fit(image_tensor(crop), self.sample.height, self.sample.width)), crop
 
 
-def _by_pil(sample: PlannedSample, raw: RawTriplet, number: int) -> tuple[torch.Tensor, np.ndarray]:
-    crop = open_image(raw.references[number], raw.masks[number])
-    image = torch.from_numpy(crop.copy()).permute(2, 0, 1).float()
-    return to_unit(pad_white(image, sample.height, sample.width)), crop
+def _clip_inputs(sample: PlannedSample, raw: RawTriplet, info: ClipInfo) -> dict[str, np.ndarray]:
+    indices, target = sample.frame_indices, (sample.height, sample.width)
+    numbers = {
+        "start": indices[0],
+        "length": len(indices),
+        "stride": indices[1] - indices[0] if len(indices) > 1 else 1,
+        "scaled": cover_size((info.height, info.width), target),
+        "height": target[0],
+        "width": target[1],
+    }
+    arrays = {name: np.array(value, dtype=np.int32) for name, value in numbers.items()}
+    return {"encoded": np.frombuffer(raw.clip, dtype=np.uint8), **arrays}
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _as_tagged(video: torch.Tensor, colorspace: int) -> torch.Tensor:
+    """A clip [3, F, height, width] that was converted as BT.601, with the colours of the matrix that it is tagged with.
+
+    Grey stays grey, so the conversion is the same on [-1, 1] as on [0, 255], and for limited and full range.
+    """
+    if _LUMA[colorspace] == _BT601:
+        return video
+    matrix = (_rgb_from_yuv(*_LUMA[colorspace]) @ np.linalg.inv(_rgb_from_yuv(*_BT601))).astype(np.float32)
+    matrix = torch.from_numpy(matrix).to(video.device)
+    return (matrix @ video.flatten(1)).reshape(video.shape).clamp_(-1, 1)
+
+
+def _rgb_from_yuv(kr: float, kb: float) -> np.ndarray:
+    """R, G, B of Y', Pb, Pr (H.273, matrix coefficients)."""
+    kg = 1 - kr - kb
+    return np.array([[1, 0, 2 * (1 - kr)], [1, -2 * kb * (1 - kb) / kg, -2 * kr * (1 - kr) / kg], [1, 2 * (1 - kb), 0]])
+
+
+def _reason(error: Exception) -> str:
+    """The line of DALI's long message that says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "ssert" in line or "failed" in line]
+    return (telling or lines or [type(error).__name__])[0][:200]

@@ -181,7 +181,13 @@ class TripletIndex:
     def column(self, name: str) -> np.ndarray:
         """A scalar column as a NumPy array, kept after its first use (strings cost ~100 bytes a row: see `value`)."""
         if name not in self._columns:
-            self._columns[name] = self._arrow(name).to_numpy()
+            column = self._arrow(name)
+            if pa.types.is_dictionary(column.type):  # one string object for all rows of a shard
+                codes = _one_array(column)
+                names = np.array(codes.dictionary.to_pylist(), dtype=object)
+                self._columns[name] = names[codes.indices.to_numpy()] if len(names) else np.zeros(0, dtype=object)
+            else:
+                self._columns[name] = column.to_numpy()
         return self._columns[name]
 
     def value(self, name: str, row: int):
@@ -223,7 +229,7 @@ class TripletIndex:
         return digest.hexdigest()
 
     def _arrow(self, name: str) -> pa.ChunkedArray:
-        return self.table.column(name) if name in self.table.column_names else self._load(name)
+        return self.table.column(name) if self.table.schema.get_field_index(name) >= 0 else self._load(name)
 
     def _load(self, name: str) -> pa.ChunkedArray:
         """A column that training does not need, from the files."""
@@ -248,14 +254,15 @@ class TripletIndex:
 def _read(file: Path) -> tuple[pa.Table, str]:
     """Planned columns and tokenizer of one index file."""
     try:
+        schema = pq.read_schema(file)
+        metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+        version = metadata.get("schema_version")
+        if version != str(SCHEMA_VERSION):
+            raise UserError(f"{file} has schema version {version!r}; this release reads {SCHEMA_VERSION}")
+        missing = [name for name in SCHEMA.names if name not in schema.names]
+        if missing:
+            raise UserError(f"{file} lacks the columns {', '.join(missing)}")
         with pq.ParquetFile(file, read_dictionary=["shard"]) as parquet:
-            metadata = {key.decode(): value.decode() for key, value in (parquet.schema_arrow.metadata or {}).items()}
-            version = metadata.get("schema_version")
-            if version != str(SCHEMA_VERSION):
-                raise UserError(f"{file} has schema version {version!r}; this release reads {SCHEMA_VERSION}")
-            missing = [name for name in SCHEMA.names if name not in parquet.schema_arrow.names]
-            if missing:
-                raise UserError(f"{file} lacks the columns {', '.join(missing)}")
             table = parquet.read(columns=[*_PLANNED.names[:-1], "references.list.element.kind"])
         table = table.select(_PLANNED.names).replace_schema_metadata(None).cast(_PLANNED)
     except (pa.ArrowException, OSError) as error:
@@ -265,7 +272,13 @@ def _read(file: Path) -> tuple[pa.Table, str]:
         raise UserError(f"{file} has rows without a value for {', '.join(empty)}; rebuild it with tools/build_index.py")
     folder = file.parent.resolve()
     shards = _one_array(table.column("shard").unify_dictionaries())
-    paths = pa.array([str(folder / name) for name in shards.dictionary.to_pylist()], pa.string())
+    names = shards.dictionary.to_pylist()
+    outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
+    if outside:
+        raise UserError(
+            f"{file} names a shard outside of its folder: {outside[0]!r}; rebuild it with tools/build_index.py"
+        )
+    paths = pa.array([str(folder / name) for name in names], pa.string())
     shards = pa.DictionaryArray.from_arrays(shards.indices, paths)
     return table.set_column(0, "shard", shards), metadata.get("tokenizer", "")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
@@ -13,7 +14,7 @@ from phantom_mega.config import DataConfig
 from phantom_mega.data.decode import DecodedTriplet, failed, make_decoder
 from phantom_mega.data.plan import Pack, PackPlan, PlannedSample
 from phantom_mega.data.shards import RawTriplet, ShardReader
-from phantom_mega.errors import BadSampleError
+from phantom_mega.errors import BadSampleError, UserError
 
 # (pack, its samples: decoded where they are this rank's share, else None)
 Microbatch = tuple[Pack, list[DecodedTriplet | None]]
@@ -36,7 +37,12 @@ class PackLoader:
         device: where decoded clips go.
 
     Attributes:
+        position: packs consumed, over all data-parallel ranks, when the last delivered iteration is done.
         wait_seconds: time that the consumer waited for data so far.
+        errors: of the last delivered iteration, one message for each unreadable sample of this rank's share.
+
+    Raises:
+        UserError: `global_batch_size` is not a multiple of `data_parallel_size`.
     """
 
     def __init__(
@@ -53,16 +59,29 @@ class PackLoader:
         start_position: int = 0,
         device: torch.device | str = "cpu",
     ):
+        if global_batch_size % data_parallel_size:
+            raise UserError(
+                f"global_batch_size={global_batch_size} is not a multiple of data_parallel_size={data_parallel_size}"
+            )
         self.plan, self.reader, self.data, self.device = plan, reader, data, device
         self.dp_rank, self.dp_size = data_parallel_rank, data_parallel_size
         self.mp_rank, self.mp_size = model_parallel_rank, model_parallel_size
         self.global_batch_size, self.position = global_batch_size, start_position
         self.wait_seconds = 0.0
-        per_iteration = max(1, global_batch_size // data_parallel_size)
-        self._ready: queue.Queue = queue.Queue(max(1, data.prefetch_packs // per_iteration))
+        self.errors: list[str] = []
+        self._per_iteration = global_batch_size // data_parallel_size
+        # Packs, not iterations: with gradient accumulation an iteration may be larger than memory.
+        self._ready: queue.Queue[Microbatch | BaseException] = queue.Queue(max(1, data.prefetch_packs))
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="pack-loader", daemon=True)
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, args=(start_position,), name="pack-loader", daemon=True)
         self._thread.start()
+
+    def __enter__(self) -> PackLoader:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
 
     def __iter__(self) -> Iterator[list[Microbatch]]:
         return self
@@ -71,20 +90,30 @@ class PackLoader:
         """The next iteration's microbatches.
 
         Raises:
-            Exception: whatever stopped the background thread.
+            Exception: whatever stopped the background thread, now and at every later call.
+            StopIteration: after `close`.
         """
+        iteration = [self._take() for _ in range(self._per_iteration)]
+        self.errors = [item.error for _, share in iteration for item in share if item is not None and item.error]
+        self.position += self.global_batch_size
+        return iteration
+
+    def _take(self) -> Microbatch:
+        if self._failure is not None:
+            raise self._failure
         if self._closed.is_set():
             raise StopIteration
         started = time.monotonic()
         item = self._ready.get()
         self.wait_seconds += time.monotonic() - started
         if isinstance(item, BaseException):
+            self._failure = item
             self.close()
             raise item
         return item
 
     def close(self) -> None:
-        """Stop the thread; what it has prefetched is dropped."""
+        """Stop the thread; what it has prefetched is dropped. May be called twice."""
         self._closed.set()
         while self._thread.is_alive():
             try:
@@ -92,16 +121,20 @@ class PackLoader:
             except queue.Empty:
                 self._thread.join(0.05)
 
-    def _work(self) -> None:
+    def _work(self, start: int) -> None:
         try:
             decoder = make_decoder(self.data, self.device)
-            while not self._closed.is_set():
-                self._put(self._load(decoder))
-                self.position += self.global_batch_size
+            # Several packs at once give the decoder's threads more to do; the rest of the queue keeps the step fed.
+            together = max(1, self.data.prefetch_packs // 2)
+            for first in itertools.count(start + self.dp_rank, together * self.dp_size):
+                for microbatch in self._load([first + i * self.dp_size for i in range(together)], decoder):
+                    self._put(microbatch)
+                if self._closed.is_set():
+                    return
         except BaseException as error:  # handed to the consumer: nothing may end silently in a thread
             self._put(error)
 
-    def _put(self, item: object) -> None:
+    def _put(self, item: Microbatch | BaseException) -> None:
         while not self._closed.is_set():
             try:
                 self._ready.put(item, timeout=0.1)
@@ -109,8 +142,7 @@ class PackLoader:
             except queue.Full:
                 continue
 
-    def _load(self, decoder) -> list[Microbatch]:
-        positions = range(self.position + self.dp_rank, self.position + self.global_batch_size, self.dp_size)
+    def _load(self, positions: list[int], decoder) -> list[Microbatch]:
         packs = [self.plan.locate(position)[1] for position in positions]
         readable: list[tuple[PlannedSample, RawTriplet]] = []
         places: list[tuple[int, int]] = []
@@ -121,15 +153,19 @@ class PackLoader:
                     readable.append((pack[j], self._read(pack[j])))
                     places.append((i, j))
                 except BadSampleError as error:
-                    microbatches[i][1][j] = failed(pack[j], str(error))
+                    microbatches[i][1][j] = failed(pack[j], str(error), self.device)
         for (i, j), decoded in zip(places, decoder.decode(readable), strict=True):
             microbatches[i][1][j] = decoded
         return microbatches
 
     def _read(self, sample: PlannedSample) -> RawTriplet:
-        size = int(self.plan.index.column("clip_bytes")[sample.row])
+        size = int(self.plan.index.value("clip_bytes", sample.row))
         if size > self.data.max_clip_bytes:
-            shard = str(self.plan.index.column("shard")[sample.row])
+            shard = str(self.plan.index.value("shard", sample.row))
             reason = f"the clip has {size} bytes, more than data.max_clip_bytes={self.data.max_clip_bytes}"
             raise BadSampleError(sample.key, shard, reason)
-        return self.reader.read(sample.row)
+        raw = self.reader.read(sample.row)
+        if len(raw.triplet.references) <= max(sample.references, default=-1):
+            reason = f"it has {len(raw.triplet.references)} references, fewer than the index says; rebuild the index"
+            raise BadSampleError(sample.key, raw.shard, reason)
+        return raw

@@ -25,39 +25,36 @@ def pack_samples(
     Returns:
         Positions of the samples, pack after pack; each exactly once.
     """
-    waiting: list[tuple[int, int]] = []  # (visual tokens, position), sorted
-    upcoming, packs = iter(range(len(visual))), []
-    order: list[int] = []  # waiting positions, oldest first; entries already packed are passed over
-    packed = np.zeros(len(visual), dtype=bool)
-    oldest = 0
+    sizes = list(zip(np.asarray(visual).tolist(), np.asarray(text).tolist(), range(len(visual))))
+    least_text = min((size[1] for size in sizes), default=0)
+    waiting: list[tuple[int, int, int]] = []  # (visual tokens, text tokens, position), sorted
+    packed = bytearray(len(sizes))
+    oldest = upcoming = 0
+    packs = []
     while True:
-        while len(waiting) < lookahead:
-            position = next(upcoming, None)
-            if position is None:
-                break
-            bisect.insort(waiting, (int(visual[position]), position))
-            order.append(position)
+        while len(waiting) < lookahead and upcoming < len(sizes):
+            bisect.insort(waiting, sizes[upcoming])
+            upcoming += 1
         if not waiting:
             return packs
-        while packed[order[oldest]]:
+        while packed[oldest]:
             oldest += 1
-        first = order[oldest]
         pack, room, text_room = [], seq_length, text_seq_length
-        candidate: int | None = bisect.bisect_left(waiting, (int(visual[first]), first))
-        while candidate is not None:
-            tokens, position = waiting.pop(candidate)
+        place = bisect.bisect_left(waiting, sizes[oldest])
+        while place >= 0:
+            tokens, text_tokens, position = waiting.pop(place)
             pack.append(position)
             packed[position] = True
-            room, text_room = room - tokens, text_room - int(text[position])
-            candidate = _largest_fit(waiting, text, room, text_room)
+            room, text_room = room - tokens, text_room - text_tokens
+            place = _largest_fit(waiting, room, text_room) if text_room >= least_text else -1
         packs.append(pack)
 
 
-def _largest_fit(waiting: list[tuple[int, int]], text: np.ndarray, room: int, text_room: int) -> int | None:
-    """Place in `waiting` of the largest sample that fits both budgets."""
-    place = bisect.bisect_right(waiting, (room, len(text))) - 1
-    while place >= 0:
-        if text[waiting[place][1]] <= text_room:
-            return place
-        place -= 1
-    return None
+def _largest_fit(waiting: list[tuple[int, int, int]], room: int, text_room: int) -> int:
+    """Place in `waiting` of the largest sample that fits both budgets, -1 where none does."""
+    last = 1 << 62  # beyond any position
+    place = bisect.bisect_right(waiting, (room, text_room, last)) - 1
+    while place >= 0 and waiting[place][1] > text_room:
+        # Too much text: on to samples of as many visual tokens with less of it, else to those of fewer visual tokens.
+        place = bisect.bisect_right(waiting, (waiting[place][0], text_room, last), 0, place) - 1
+    return place

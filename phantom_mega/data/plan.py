@@ -6,19 +6,33 @@ G takes positions [i G, (i+1) G) whatever the number of data-parallel ranks is.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import threading
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from phantom_mega.config import DataConfig, ModelConfig
-from phantom_mega.data.buckets import Assignment, assign, choose_references, key_uniforms
+from phantom_mega.data.buckets import (
+    BucketTable,
+    draw_bucket,
+    draw_references,
+    draw_start,
+    find_candidates,
+    frame_offsets,
+    frame_step,
+)
+from phantom_mega.data.hashing import draw_bits
 from phantom_mega.data.index import TripletIndex
 from phantom_mega.data.packing import pack_samples
-from phantom_mega.data.schema import MAX_REFERENCES
+from phantom_mega.data.report import PlanReport
 from phantom_mega.errors import UserError
 from phantom_mega.geometry import SampleShape, token_grid
+
+_EPOCHS_KEPT = 2  # a walk over the end of an epoch needs this one and the next
 
 
 @dataclass(frozen=True)
@@ -52,43 +66,52 @@ class PlannedSample:
 Pack = tuple[PlannedSample, ...]
 
 
-@dataclass
-class PlanReport:
-    """What the plan of an epoch looks like, for people.
+@dataclass(frozen=True)
+class _EpochPlan:
+    """One epoch in arrays, ~10 bytes a row.
 
     Attributes:
-        packs: number of packs.
-        samples: samples in them.
-        efficiency: visual tokens over packs x seq_length.
-        buckets: samples by training size.
-        left_out: rows that do not train, by reason.
+        members: int32 [samples], rows in training order, pack after pack.
+        starts: int64 [packs + 1], pack i holds members[starts[i]:starts[i + 1]].
+        resolution: int8 [rows], number of the drawn resolution.
+        references: uint8 [rows], drawn number of references.
+        report: counts.
     """
 
-    packs: int
-    samples: int
-    efficiency: float
-    buckets: Counter = field(default_factory=Counter)
-    left_out: Counter = field(default_factory=Counter)
-
-    def __str__(self) -> str:
-        lines = [f"{self.samples} samples in {self.packs} packs, filled to {100 * self.efficiency:.1f}%"]
-        lines += [f"  {name:<28}{count:>9} samples" for name, count in sorted(self.buckets.items())]
-        lines += [f"  left out: {reason:<50}{count:>9}" for reason, count in self.left_out.most_common()]
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class _Epoch:
-    packs: list[list[int]]
-    rows: np.ndarray
-    references: list[tuple[int, ...]]
-    assignment: Assignment
-    start: np.ndarray
+    members: np.ndarray
+    starts: np.ndarray
+    resolution: np.ndarray
+    references: np.ndarray
     report: PlanReport
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+
+class EpochPacks(Sequence):
+    """The packs of an epoch in training order; each is made when it is asked for."""
+
+    def __init__(self, plan: PackPlan, planned: _EpochPlan, epoch: int):
+        self._plan, self._planned, self._epoch = plan, planned, epoch
+
+    def __len__(self) -> int:
+        return len(self._planned)
+
+    def __getitem__(self, number: int | slice) -> Pack | list[Pack]:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        number = range(len(self))[number]  # negative numbers, and IndexError beyond the end
+        rows = self._planned.members[self._planned.starts[number] : self._planned.starts[number + 1]]
+        return tuple(self._plan.sample(self._planned, int(row), self._epoch) for row in rows)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EpochPacks) and len(self) == len(other) and all(a == b for a, b in zip(self, other))
+
+    __hash__ = None
 
 
 class PackPlan:
-    """Packs of every epoch.
+    """Packs of every epoch; may be shared by threads.
 
     Args:
         index: the data sets' rows.
@@ -99,7 +122,7 @@ class PackPlan:
         empty_text_tokens: tokens of the empty prompt, which text dropout swaps in: budgets keep room for it.
 
     Raises:
-        UserError: nothing of the index can be trained on; lists the reasons.
+        UserError: a wrong setting, or nothing of the index can be trained on; lists the reasons.
     """
 
     def __init__(
@@ -111,117 +134,168 @@ class PackPlan:
         seed: int,
         empty_text_tokens: int = 1,
     ):
+        _check_budgets(data)
         self.index, self.data, self.model = index, data, model
         self.clip_tokens, self.seed, self.empty_text_tokens = clip_tokens, seed, empty_text_tokens
-        self._cache: dict[int, _Epoch] = {}
-        if not self._epoch(0).packs:
-            raise UserError(f"nothing can be trained on:\n{self.report(0)}")
+        self._table = BucketTable(data)
+        self._candidates = find_candidates(
+            index, data, self._table, model.max_references, clip_tokens, empty_text_tokens
+        )
+        self._rows = np.flatnonzero(self._candidates.reason == 0).astype(np.int32)
+        self._reference_offsets, self._reference_kinds = index.reference_kinds()
+        self._lengths: list[int] = []  # packs of the epochs planned so far, from epoch 0
+        self._epochs: dict[int, _EpochPlan] = {}
+        self._lock = threading.RLock()
+        if not len(self._rows):
+            raise UserError(f"no sample can be trained on:\n{self._report(0, 0, *[np.zeros(0, dtype=np.int64)] * 4)}")
+
+    def __len__(self) -> int:
+        """Packs of epoch 0; later epochs may differ by a few."""
+        return self._length(0)
 
     def report(self, epoch: int = 0) -> PlanReport:
         """Efficiency, buckets and left-out rows of an epoch."""
         return self._epoch(epoch).report
 
-    def __len__(self) -> int:
-        """Packs of epoch 0; later epochs may differ by a few."""
-        return len(self._epoch(0).packs)
-
-    def packs(self, epoch: int) -> list[Pack]:
-        """All packs of an epoch, in training order."""
-        planned = self._epoch(epoch)
-        return [self._materialize(planned, pack, epoch) for pack in planned.packs]
+    def packs(self, epoch: int) -> EpochPacks:
+        """All packs of an epoch, in training order; a sequence that makes each pack when it is asked for."""
+        return EpochPacks(self, self._epoch(epoch), epoch)
 
     def locate(self, position: int) -> tuple[int, Pack]:
-        """(epoch, pack) of a position counted in packs from the start of training."""
+        """(epoch, pack) of a position counted in packs from the start of training.
+
+        Needs the lengths of all epochs before, so the first call of a run resumed in epoch e plans e epochs unless
+        `load_state_dict` brought them.
+
+        Raises:
+            UserError: a negative position.
+        """
+        if position < 0:
+            raise UserError(f"position {position} in the data is negative")
         epoch = 0
-        while position >= len(self._epoch(epoch).packs):
-            position -= len(self._epoch(epoch).packs)
+        while position >= self._length(epoch):
+            position -= self._length(epoch)
             epoch += 1
-        planned = self._epoch(epoch)
-        return epoch, self._materialize(planned, planned.packs[position], epoch)
+        return epoch, self.packs(epoch)[position]
 
-    def _draw_epoch(self, epoch: int) -> int:
-        return epoch if self.data.augment_per_epoch else 0
+    def state_dict(self) -> dict:
+        """Lengths of the epochs planned so far; saves a resumed run the time to find them, nothing else."""
+        with self._lock:
+            return {"fingerprint": self.fingerprint(), "epoch_lengths": list(self._lengths)}
 
-    def _epoch(self, epoch: int) -> _Epoch:
-        if epoch not in self._cache:
-            while len(self._cache) >= 3:  # a walk needs the current epoch and, at its end, the next
-                self._cache.pop(next(iter(self._cache)))
-            self._cache[epoch] = self._plan(epoch)
-        return self._cache[epoch]
+    def load_state_dict(self, state: dict) -> None:
+        """Take the lengths of a plan that was made from the same index and settings; those of another are ignored."""
+        with self._lock:
+            if state.get("fingerprint") == self.fingerprint() and len(state["epoch_lengths"]) > len(self._lengths):
+                self._lengths = list(state["epoch_lengths"])
 
-    def _plan(self, epoch: int) -> _Epoch:
-        column, data = self.index.column, self.data
-        keys = column("key")
-        draws = key_uniforms(keys, self.seed, self._draw_epoch(epoch), 3 + MAX_REFERENCES)
-        columns = {name: column(name) for name in ("height", "width", "frames", "fps")}
-        assignment = assign(data, columns, draws[:, 0])
-        offsets, kinds = self.index.reference_kinds()
-        references = [
-            choose_references(
-                list(kinds[offsets[row] : offsets[row + 1]]), data.pair_kinds, self.model.max_references, draws[row, 2:]
-            )
-            for row in range(len(keys))
-        ]
-        visual, text = self._token_counts(assignment, np.array([len(chosen) for chosen in references]))
-        reasons = self._left_out(assignment, visual, text)
-        rows = np.flatnonzero(reasons == "")
-        # The order is that of the keys' hashes, so it does not depend on how rows are sorted in the index.
-        rows = rows[np.argsort(_order(keys[rows], self.seed, epoch), kind="stable")]
-        local = pack_samples(visual[rows], text[rows], data.seq_length, data.text_seq_length, data.packing_lookahead)
-        shuffle = np.random.default_rng([self.seed, epoch]).permutation(len(local))
-        packs = [rows[local[i]].tolist() for i in shuffle]
-        filled = visual[rows].sum() / (max(len(packs), 1) * data.seq_length)
-        report = PlanReport(len(packs), len(rows), float(filled), self._bucket_names(assignment, rows))
-        report.left_out.update(reason for reason in reasons.tolist() if reason)
-        usable = (columns["frames"] - 1) // assignment.stride + 1
-        start = np.floor(draws[:, 1] * (np.maximum(usable - assignment.frames, 0) + 1)).astype(int)
-        return _Epoch(packs, rows, references, assignment, start, report)
+    def fingerprint(self) -> str:
+        """A hash of all that the plan depends on."""
+        ignored = {"index_path", "decoder", "decode_threads", "prefetch_packs", "max_bad_samples", "max_clip_bytes"}
+        settings = {name: value for name, value in dataclasses.asdict(self.data).items() if name not in ignored}
+        numbers = (self.model.max_references, self.clip_tokens, self.seed, self.empty_text_tokens)
+        return hashlib.blake2b(f"{self.index.fingerprint} {settings} {numbers}".encode(), digest_size=16).hexdigest()
 
-    def _token_counts(self, assignment: Assignment, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Visual and text-stream tokens of every row; 0 frames where no bucket fits."""
-        frame_tokens = assignment.height // 16 * (assignment.width // 16)
-        visual = frame_tokens * ((assignment.frames + 3) // 4 + references)
-        caption = np.minimum(self.index.column("text_tokens"), self.data.max_text_tokens)
-        return visual, np.maximum(caption, self.empty_text_tokens) + references * self.clip_tokens
-
-    def _left_out(self, assignment: Assignment, visual: np.ndarray, text: np.ndarray) -> np.ndarray:
-        reasons = np.full(len(visual), "", dtype=object)
-        reasons[text > self.data.text_seq_length] = f"text stream over text_seq_length {self.data.text_seq_length}"
-        reasons[visual > self.data.seq_length] = f"visual tokens over seq_length {self.data.seq_length}"
-        reasons[self.index.column("text_tokens") < 1] = "caption tokens not counted (tools/build_index.py)"
-        reasons[assignment.resolution < 0] = "too small or too short for every resolution"
-        return reasons
-
-    def _bucket_names(self, assignment: Assignment, rows: np.ndarray) -> Counter:
-        names = list(self.data.resolutions)
-        parts = zip(*(getattr(assignment, name)[rows].tolist() for name in ("resolution", "width", "height", "frames")))
-        return Counter(f"{names[r]} {w}x{h} x {f} frames" for r, w, h, f in parts)
-
-    def _materialize(self, planned: _Epoch, rows: list[int], epoch: int) -> Pack:
-        return tuple(self._sample(planned, row, epoch) for row in rows)
-
-    def _sample(self, planned: _Epoch, row: int, epoch: int) -> PlannedSample:
-        at = planned.assignment
-        height, width, frames, stride = (int(values[row]) for values in (at.height, at.width, at.frames, at.stride))
-        references = planned.references[row]
-        text_tokens = min(int(self.index.column("text_tokens")[row]), self.data.max_text_tokens)
-        start = int(planned.start[row])
+    def sample(self, planned: _EpochPlan, row: int, epoch: int) -> PlannedSample:
+        """One sample of a planned epoch, with its frames and references."""
+        number, data = planned.resolution[row], self.data
+        height, width = self._table.sizes[number, self._candidates.aspect[row]].tolist()
+        frames = int(self._candidates.frames[number, row])
+        stream, key_hash = (self.seed, self._draw_epoch(epoch)), self.index.key_hashes[row]
+        offsets = frame_offsets(np.arange(frames), frame_step(self.index.column("fps")[row], data.frame_rate))
+        start = draw_start(int(self.index.column("frames")[row]), int(offsets[-1]) + 1, key_hash, stream)
+        kinds = self._reference_kinds[self._reference_offsets[row] : self._reference_offsets[row + 1]]
+        references = draw_references(list(kinds), data.pair_kinds, int(planned.references[row]), key_hash, stream)
+        text_tokens = min(int(self.index.column("text_tokens")[row]), data.max_text_tokens)
         return PlannedSample(
             row=row,
-            key=str(self.index.column("key")[row]),
+            key=self.index.value("key", row),
             height=height,
             width=width,
             num_frames=frames,
-            frame_indices=tuple((start + i) * stride for i in range(frames)),
+            frame_indices=tuple((start + offsets).tolist()),
             references=references,
             text_tokens=text_tokens,
             epoch=epoch,
             shape=SampleShape(*token_grid(frames, height, width), len(references), text_tokens, self.clip_tokens),
         )
 
+    def _draw_epoch(self, epoch: int) -> int:
+        return epoch if self.data.augment_per_epoch else 0
 
-def _order(keys: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """A random number per key, for the epoch's order."""
-    prefix = f"order/{seed}/{epoch}/".encode()
-    numbers = (hashlib.blake2b(prefix + str(key).encode(), digest_size=8).digest() for key in keys)
-    return np.frombuffer(b"".join(numbers), dtype="<u8")
+    def _length(self, epoch: int) -> int:
+        with self._lock:
+            while len(self._lengths) <= epoch:
+                self._epoch(len(self._lengths))
+            return self._lengths[epoch]
+
+    def _epoch(self, epoch: int) -> _EpochPlan:
+        with self._lock:
+            if epoch not in self._epochs:
+                while len(self._epochs) >= _EPOCHS_KEPT:
+                    self._epochs.pop(next(iter(self._epochs)))
+                self._epochs[epoch] = self._plan(epoch)
+                if epoch == len(self._lengths):
+                    self._lengths.append(len(self._epochs[epoch]))
+            return self._epochs[epoch]
+
+    def _plan(self, epoch: int) -> _EpochPlan:
+        data, candidates = self.data, self._candidates
+        # The order is that of hashes of the keys, so it does not depend on how rows are sorted in the index.
+        order = np.argsort(draw_bits(self.index.key_hashes[self._rows], self.seed, epoch, "order"), kind="stable")
+        rows = self._rows[order]
+        resolution, references = draw_bucket(
+            self._table, candidates, data, rows, self.index.key_hashes[rows], self.clip_tokens,
+            (self.seed, self._draw_epoch(epoch)),
+        )  # fmt: skip
+        latents = (candidates.frames[resolution, rows] + 3) // 4
+        visual = self._table.frame_tokens[resolution, candidates.aspect[rows]] * (latents + references)
+        text = candidates.text[rows] + references.astype(np.int64) * self.clip_tokens
+        packs = pack_samples(visual, text, data.seq_length, data.text_seq_length, data.packing_lookahead)
+        report = self._report(epoch, len(packs), rows, resolution, references, visual, int(text.sum()))
+        shuffle = np.argsort(draw_bits(np.arange(len(packs)), self.seed, epoch, "packs"), kind="stable")
+        packs = [packs[number] for number in shuffle]
+        starts = np.concatenate([[0], np.cumsum([len(pack) for pack in packs])])
+        members = rows[np.fromiter((place for pack in packs for place in pack), dtype=np.int64, count=len(rows))]
+        return _EpochPlan(members, starts, self._by_row(rows, resolution), self._by_row(rows, references), report)
+
+    def _by_row(self, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+        spread = np.zeros(len(self.index), dtype=values.dtype)
+        spread[rows] = values
+        return spread
+
+    def _report(
+        self, epoch: int, packs: int, rows: np.ndarray, resolution: np.ndarray, references: np.ndarray,
+        visual: np.ndarray, text: int = 0,
+    ) -> PlanReport:  # fmt: skip
+        table, candidates = self._table, self._candidates
+        frames, aspect = candidates.frames[resolution, rows], candidates.aspect[rows].astype(np.int64)
+        cells = (resolution.astype(np.int64) * 256 + aspect) << 32 | frames
+        buckets, tokens = Counter(), Counter()
+        order = ((cell >> 40, cell & 0xFFFFFFFF, (cell >> 32) & 255, cell) for cell in np.unique(cells).tolist())
+        for number, count, ratio, cell in sorted(order):
+            here, (height, width) = cells == cell, table.sizes[number, ratio].tolist()
+            buckets[table.names[number], height, width, count] += int(here.sum())
+            tokens[table.names[number], count] += int(visual[here].sum())
+        reasons = np.bincount(candidates.reason, minlength=len(candidates.reasons)).tolist()
+        room = max(packs, 1)
+        return PlanReport(
+            epoch=epoch,
+            rows=len(self.index),
+            packs=packs,
+            samples=len(rows),
+            efficiency=float(visual.sum() / (room * self.data.seq_length)),
+            text_efficiency=text / (room * self.data.text_seq_length),
+            buckets=buckets,
+            tokens=tokens,
+            references=Counter(references.tolist()),
+            left_out=Counter({name: n for name, n in zip(candidates.reasons[1:], reasons[1:]) if n}),
+            never_fit=tuple(table.never_fit(self.data.seq_length)),
+        )
+
+
+def _check_budgets(data: DataConfig) -> None:
+    """Raise UserError for a budget or rate that cannot be right."""
+    for name in ("seq_length", "text_seq_length", "max_text_tokens", "packing_lookahead", "frame_rate", "max_upscale"):
+        if not getattr(data, name) > 0:
+            raise UserError(f"data.{name} is {getattr(data, name)}; it must be positive")

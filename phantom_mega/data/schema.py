@@ -6,6 +6,7 @@ The schema is versioned: a reader refuses what a newer writer made, by name, ins
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 
@@ -90,8 +91,10 @@ class Triplet:
             return "the key may hold letters, digits, _ and - only (at most 200)"
         if self.frames < 1 or self.height < 1 or self.width < 1:
             return f"frames={self.frames}, height={self.height}, width={self.width} must all be at least 1"
-        if self.frames > 1 and not self.fps > 0:
+        if self.frames > 1 and not 0 < self.fps < math.inf:
             return f"fps={self.fps} must be positive for a clip"
+        if self.text_tokens < 0:
+            return f"text_tokens={self.text_tokens} must be at least 0"
         if len(self.references) > MAX_REFERENCES:
             return f"{len(self.references)} references; at most {MAX_REFERENCES} are allowed"
         for i, reference in enumerate(self.references):
@@ -99,9 +102,16 @@ class Triplet:
                 return f"reference {i}: kind {reference.kind!r} is unknown; use {' or '.join(PAIR_KINDS)}"
             if reference.category not in CATEGORIES:
                 return f"reference {i}: category {reference.category!r} is unknown; use one of {', '.join(CATEGORIES)}"
-            x0, y0, x1, y1 = reference.source.box
-            if not (x0 < x1 and y0 < y1):
-                return f"reference {i}: box {reference.source.box} is empty; write x0, y0, x1, y1"
+            if reference.height < 1 or reference.width < 1:
+                return f"reference {i}: height={reference.height}, width={reference.width} must be at least 1"
+            if reference.source.frame < 0:
+                return f"reference {i}: frame {reference.source.frame} of its source; the first is 0"
+            box = reference.source.box
+            if len(box) != 4 or not (box[0] < box[2] and box[1] < box[3]):
+                return f"reference {i}: box {box} is empty; write x0, y0, x1, y1"
+        wrong = [name for name, score in self.scores.items() if not math.isfinite(score)]
+        if wrong:
+            return f"score {wrong[0]!r} is {self.scores[wrong[0]]}; leave out what was not measured"
         return None
 
 
@@ -153,5 +163,7 @@ def from_json(data: object) -> Triplet:
         )
     except KeyError as error:
         raise UserError(f"the sample's JSON lacks the field {error}") from None
-    except (TypeError, ValueError, AttributeError) as error:
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"the sample's JSON has a field of the wrong kind: {error}") from None

@@ -10,12 +10,15 @@ import io
 import json
 import os
 import tarfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from phantom_mega.data.index import index_row, write_index
+from phantom_mega.data.index import INDEX_NAME, index_row, sync, write_index
 from phantom_mega.data.schema import CLIP_EXTENSIONS, IMAGE_EXTENSIONS, Triplet, from_json, to_json
 from phantom_mega.errors import BadSampleError, UserError
+
+MAX_JSON_BYTES = 1 << 20  # of one sample; a longer one is cut, and is then bad JSON
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,9 @@ class RawTriplet:
 class ShardWriter:
     """Writes samples into `shard-000000.tar`, `shard-000001.tar`... and their index; use as a context manager.
 
-    Shards appear under their names when whole; the index appears last, when everything is there. Leaving the context by
-    an exception removes what was begun and writes no index.
+    Nothing appears under its name before `close`: then the shards do, and the index last, when everything is there.
+    Leaving the context by an exception removes what was written; a killed run leaves hidden `.tmp` files, which the
+    next one writes over.
 
     Args:
         folder: the data set's folder; made if missing.
@@ -52,7 +56,7 @@ class ShardWriter:
         tokenizer: what `text_tokens` were counted with; kept in the index.
 
     Raises:
-        UserError: the folder already holds a data set.
+        UserError: the folder already holds a data set, or shards without an index.
     """
 
     def __init__(
@@ -65,8 +69,12 @@ class ShardWriter:
     ):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        if (self.folder / "index.parquet").exists():
+        if (self.folder / INDEX_NAME).exists():
             raise UserError(f"{self.folder} already holds a data set; choose another folder or remove it first")
+        if any(self.folder.glob("*.tar")):
+            raise UserError(
+                f"{self.folder} holds shards without an index; rebuild it with tools/build_index.py, or remove them"
+            )
         self.max_samples, self.max_bytes, self.tokenizer = max_samples_per_shard, max_bytes, tokenizer
         self._rows: list[dict] = []
         self._keys: set[str] = set()
@@ -81,18 +89,17 @@ class ShardWriter:
     def __exit__(self, kind, error, trace) -> None:
         if kind is None:
             self.close()
-        elif self._tar is not None:
-            self._tar.close()
+            return
+        if self._tar is not None:
             self._file.close()
-            self._temporary.unlink(missing_ok=True)
+        for number in range(self._shards + 1):
+            self._temporary(number).unlink(missing_ok=True)
 
-    @property
-    def _name(self) -> str:
-        return f"shard-{self._shards:06d}.tar"
+    def _path(self, number: int) -> Path:
+        return self.folder / f"shard-{number:06d}.tar"
 
-    @property
-    def _temporary(self) -> Path:
-        return self.folder / f".{self._name}.tmp"
+    def _temporary(self, number: int) -> Path:
+        return self.folder / f".{self._path(number).name}.tmp"
 
     def write(
         self,
@@ -117,16 +124,16 @@ class ShardWriter:
         masks = masks or [None] * len(references)
         self._check(triplet, clip_ext, references, masks)
         if self._tar is None:
-            self._file = open(self._temporary, "wb")  # noqa: SIM115 (closed when the shard is full)
+            self._file = open(self._temporary(self._shards), "wb")  # noqa: SIM115 (closed when the shard is full)
             self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
-        start = self._file.tell()
+        shard, start = self._path(self._shards).name, self._file.tell()
         self._add(f"{triplet.key}.json", json.dumps(to_json(triplet), ensure_ascii=False).encode())
         self._add(f"{triplet.key}.{clip_ext}", clip)
         for i, ((image, extension), mask) in enumerate(zip(references, masks, strict=True)):
             self._add(f"{triplet.key}.ref{i}.{extension}", image)
             if mask is not None:
                 self._add(f"{triplet.key}.ref{i}.mask.png", mask)
-        self._rows.append(index_row(triplet, self._name, start, self._file.tell() - start, len(clip)))
+        self._rows.append(index_row(triplet, shard, start, self._file.tell() - start, len(clip)))
         self._keys.add(triplet.key)
         self._in_shard += 1
         if self._in_shard >= self.max_samples or self._file.tell() >= self.max_bytes:
@@ -156,15 +163,17 @@ class ShardWriter:
     def _finish_shard(self) -> None:
         self._tar.close()
         self._file.close()
-        os.replace(self._temporary, self.folder / self._name)
+        sync(self._temporary(self._shards))
         self._tar = self._file = None
         self._shards += 1
         self._in_shard = 0
 
     def close(self) -> None:
-        """Finish the last shard and publish the index."""
+        """Finish the last shard; publish the shards, then the index."""
         if self._tar is not None:
             self._finish_shard()
+        for number in range(self._shards):
+            os.replace(self._temporary(number), self._path(number))
         write_index(self.folder, self._rows, self.tokenizer)
 
 
@@ -191,14 +200,61 @@ def read_sample(shard: str, offset: int, size: int, key: str) -> RawTriplet:
         raise BadSampleError(key, shard, f"the shard is damaged at byte {offset}: {error}") from None
 
 
+def scan_shard(shard: str | os.PathLike) -> Iterator[tuple[Triplet, dict] | BadSampleError]:
+    """Go through a tar without reading its media; yields (triplet, row of the index) or what is wrong with a sample.
+
+    Members of a sample must be next to each other. Damage of the tar is yielded last: nothing can be found after.
+    """
+    shard = Path(shard)
+    sample = _Scanned("the first sample", 0)
+    try:
+        with tarfile.open(shard, mode="r:") as tar:
+            while info := tar.next():
+                tar.members = []  # tarfile keeps them all otherwise
+                key, suffix = member_name(info, sample.key, shard.name)
+                if key != sample.key:
+                    if sample.members:
+                        yield sample.finish(shard.name)
+                    sample = _Scanned(key, info.offset)
+                json_size = min(info.size, MAX_JSON_BYTES) if suffix == "json" else 0
+                sample.members[suffix] = tar.extractfile(info).read(json_size)
+                sample.sizes[suffix], sample.end = info.size, tar.offset
+            if sample.members:
+                yield sample.finish(shard.name)
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("the end mark is missing, so samples may be too")
+    except BadSampleError as error:
+        yield error
+    except (tarfile.TarError, EOFError, OSError, OverflowError, UnicodeDecodeError) as error:
+        yield BadSampleError(sample.key, shard.name, f"the shard is damaged at or after this sample: {error}")
+
+
+@dataclass
+class _Scanned:
+    """Members of the sample that a scan is at: JSON as bytes, media empty."""
+
+    key: str
+    offset: int
+    end: int = 0
+    members: dict[str, bytes] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def finish(self, shard: str) -> tuple[Triplet, dict] | BadSampleError:
+        try:
+            raw = parse_sample(self.members, self.key, shard)
+        except BadSampleError as error:
+            return error
+        row = index_row(raw.triplet, shard, self.offset, self.end - self.offset, self.sizes[raw.clip_ext])
+        return raw.triplet, row
+
+
 def _members(data: bytes, key: str, shard: str) -> dict[str, bytes]:
     """Suffix after the key -> content, of the members of one span."""
     members = {}
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:", ignore_zeros=False) as tar:
         for info in tar:
-            if not info.isfile() or "/" in info.name or "\\" in info.name or ".." in info.name:
-                raise BadSampleError(key, shard, f"refused the member {info.name!r}: only plain file names are allowed")
-            owner, _, suffix = info.name.partition(".")
+            owner, suffix = member_name(info, key, shard)
             if owner != key:
                 raise BadSampleError(key, shard, f"found the member {info.name!r} in its place; rebuild the index")
             content = tar.extractfile(info).read()
@@ -206,6 +262,18 @@ def _members(data: bytes, key: str, shard: str) -> dict[str, bytes]:
                 raise BadSampleError(key, shard, f"{info.name} ends after {len(content)} of {info.size} bytes")
             members[suffix] = content
     return members
+
+
+def member_name(info: tarfile.TarInfo, key: str, shard: str) -> tuple[str, str]:
+    """(key, suffix) of a tar member.
+
+    Raises:
+        BadSampleError: a folder or link, or a name that could lead out of a folder.
+    """
+    if not info.isreg() or "/" in info.name or "\\" in info.name or ".." in info.name:
+        raise BadSampleError(key, shard, f"refused the member {info.name!r}: only plain file names are allowed")
+    owner, _, suffix = info.name.partition(".")
+    return owner, suffix
 
 
 def parse_sample(members: dict[str, bytes], key: str, shard: str) -> RawTriplet:
@@ -218,10 +286,12 @@ def parse_sample(members: dict[str, bytes], key: str, shard: str) -> RawTriplet:
         raise BadSampleError(key, shard, "there is no .json member")
     try:
         triplet = from_json(json.loads(members["json"]))
-    except json.JSONDecodeError as error:
-        raise BadSampleError(key, shard, f"bad JSON: {error}") from None
     except UserError as error:
         raise BadSampleError(key, shard, str(error)) from None
+    except (ValueError, RecursionError) as error:  # wrong syntax, bytes that are no UTF-8, absurd nesting
+        raise BadSampleError(key, shard, f"bad JSON: {error}") from None
+    if triplet.key != key:
+        raise BadSampleError(key, shard, f"its JSON is of the sample {triplet.key!r}")
     clips = [extension for extension in CLIP_EXTENSIONS if extension in members]
     if len(clips) != 1:
         raise BadSampleError(key, shard, f"{len(clips)} clips are stored ({', '.join(clips) or 'none'}); one is needed")
@@ -254,7 +324,5 @@ class ShardReader:
         Raises:
             BadSampleError: it cannot be read; names shard, key and reason.
         """
-        column = self.index.column
-        return read_sample(
-            str(column("shard")[row]), int(column("offset")[row]), int(column("bytes")[row]), str(column("key")[row])
-        )
+        shard, offset, size, key = (self.index.value(name, row) for name in ("shard", "offset", "bytes", "key"))
+        return read_sample(shard, offset, size, key)

@@ -1,15 +1,18 @@
-"""Schema, shards and index: what is written comes back, what is broken is named, nothing is half-written."""
+"""Shards: what is written comes back, what is broken is named, nothing is half-written."""
 
+import dataclasses
 import io
 import json
 import tarfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from phantom_mega.data.index import TripletIndex
-from phantom_mega.data.schema import SCHEMA_VERSION, from_json, to_json
-from phantom_mega.data.shards import ShardReader, ShardWriter, read_sample
+from phantom_mega.data.index import SCHEMA, TripletIndex
+from phantom_mega.data.schema import to_json
+from phantom_mega.data.shards import ShardReader, ShardWriter, read_sample, scan_shard
 from phantom_mega.errors import BadSampleError, UserError
 from tests.data.helpers import make_triplet
 
@@ -52,12 +55,59 @@ def test_a_failed_write_publishes_no_index_and_leaves_no_half_shard(tmp_path):
         writer.write(make_triplet(references=0), b"x", "webm", [])
         writer.write(make_triplet(references=0), b"x", "webm", [])
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match="already written"), ShardWriter(tmp_path, max_samples_per_shard=1) as writer:
+        for key in ("a", "b", "a"):
+            writer.write(make_triplet(key, references=0), b"x", "webm", [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_visible_before_the_index_is(tmp_path):
+    with ShardWriter(tmp_path, max_samples_per_shard=1) as writer:
+        for i in range(3):
+            writer.write(make_triplet(f"clip_{i}", references=0), b"x", "webm", [])
+        assert not list(tmp_path.glob("*.tar")) and not list(tmp_path.glob("*.parquet"))
+    names = [f"shard-{i:06d}.tar" for i in range(3)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.parquet", *names]
+
+
+def test_what_a_killed_run_left_is_written_over(tmp_path):
+    (tmp_path / ".shard-000000.tar.tmp").write_bytes(b"half a shard")
+    write(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.parquet", "shard-000000.tar"]
+    assert ShardReader(TripletIndex.open(tmp_path)).read(4).triplet.key == "clip_4"
 
 
 def test_a_data_set_is_never_overwritten(tmp_path):
     write(tmp_path)
     with pytest.raises(UserError, match="already holds a data set"):
         ShardWriter(tmp_path)
+    (tmp_path / "index.parquet").unlink()
+    with pytest.raises(UserError, match=r"shards without an index; rebuild it with tools/build_index\.py"):
+        ShardWriter(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_files_that_differ_from_their_description_are_refused(tmp_path):
+    writer = ShardWriter(tmp_path)
+    with pytest.raises(UserError, match="clip extension 'exe'; use one of webm"):
+        writer.write(make_triplet(references=0), b"x", "exe", [])
+    with pytest.raises(UserError, match="1 references are described, 0 images and 0 masks are given"):
+        writer.write(make_triplet(references=1), b"x", "webm", [])
+    with pytest.raises(UserError, match="reference extension 'gif'"):
+        writer.write(make_triplet(references=1), b"x", "webm", [(b"r", "gif")])
+    with pytest.raises(UserError, match="`mask` field and its mask image disagree"):
+        writer.write(make_triplet(references=1), b"x", "webm", [(b"r", "jpg")], [b"mask"])
+
+
+def test_masks_and_images_come_back(tmp_path):
+    triplet = make_triplet(references=2, frames=1, fps=0.0)
+    first, second = triplet.references
+    triplet = dataclasses.replace(triplet, references=(first, dataclasses.replace(second, mask=True)))
+    with ShardWriter(tmp_path) as writer:
+        writer.write(triplet, b"image", "jpg", [(b"r0", "png"), (b"r1", "jpg")], [None, b"m1"])
+    raw = ShardReader(TripletIndex.open(tmp_path)).read(0)
+    assert (raw.clip, raw.clip_ext, raw.references, raw.masks) == (b"image", "jpg", [b"r0", b"r1"], [None, b"m1"])
+    assert raw.triplet == triplet
 
 
 def raw_tar(path, members):
@@ -81,6 +131,9 @@ def good_members():
         ({"clip_0.json": b"{"}, "bad JSON"),
         ({"clip_0.json": None}, "no .json member"),
         ({"clip_0.json": b"[]"}, "not an object"),
+        ({"clip_0.json": b"\xff"}, "bad JSON"),
+        ({"clip_0.json": b"[" * 100_000}, "bad JSON"),
+        ({"clip_0.json": json.dumps(to_json(make_triplet("clip_1"))).encode()}, "JSON is of the sample 'clip_1'"),
         ({"clip_0.json": b'{"schema_version": 9}'}, "schema version 9 is not 1"),
         ({"clip_0.webm": None}, "0 clips"),
         ({"clip_0.mp4": b"second"}, "2 clips"),
@@ -120,38 +173,53 @@ def test_a_truncated_shard_and_a_missing_shard_are_named(tmp_path):
         ShardReader(index).read(0)
 
 
-def test_indexes_join_and_foreign_ones_are_refused(tmp_path):
-    write(tmp_path / "a", 2)
-    with ShardWriter(tmp_path / "b", tokenizer="tok") as writer:
-        writer.write(make_triplet("other", references=0), b"x", "webm", [])
-    assert len(TripletIndex.open([tmp_path / "a", tmp_path / "b" / "index.parquet"])) == 3
-    with pytest.raises(UserError, match="occurs 2 times"):
-        TripletIndex.open([tmp_path / "a", tmp_path / "a"])
-    with pytest.raises(UserError, match="there is no index"):
-        TripletIndex.open([tmp_path])
-    (tmp_path / "index.parquet").write_bytes(b"no parquet")
-    with pytest.raises(UserError, match="not a readable parquet"):
-        TripletIndex.open([tmp_path])
+def scanned(path):
+    """Index rows that a scan finds, and what it says of bad samples."""
+    items = list(scan_shard(path))
+    return [i[1] for i in items if isinstance(i, tuple)], [str(i) for i in items if isinstance(i, BadSampleError)]
 
 
-def test_json_round_trips_and_names_what_is_missing():
-    triplet = make_triplet(references=2)
-    assert from_json(json.loads(json.dumps(to_json(triplet)))) == triplet
-    assert to_json(triplet)["schema_version"] == SCHEMA_VERSION
-    for name in ("caption", "frames", "fps"):
-        data = to_json(triplet)
-        del data[name]
-        with pytest.raises(UserError, match=name):
-            from_json(data)
+def test_a_scan_finds_the_rows_that_the_writer_wrote(tmp_path):
+    write(tmp_path, max_samples_per_shard=3)
+    rows = [row for shard in sorted(tmp_path.glob("*.tar")) for row in scanned(shard)[0]]
+    written = pq.read_table(tmp_path / "index.parquet").to_pylist()
+    assert pa.Table.from_pylist(rows, schema=SCHEMA).to_pylist() == written and len(rows) == 5
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"key": "a/b"}, "the key may hold"), ({"key": "a.b"}, "the key may hold"), ({"frames": 0}, "at least 1"),
-        ({"fps": 0.0}, "must be positive"), ({"references": 5}, "at most 4"), ({"kind": "self"}, "kind 'self'"),
-    ],
-)  # fmt: skip
-def test_impossible_triplets_are_refused(change, message):
-    with pytest.raises(UserError, match=message):
-        make_triplet(**change)
+def test_a_scan_reads_shards_of_the_webdataset_library(tmp_path):
+    with webdataset.TarWriter(str(tmp_path / "other.tar")) as writer:
+        for i in range(3):
+            key = f"clip_{i}-{'long' * 30}"
+            writer.write({"__key__": key, "json": to_json(make_triplet(key)), "webm": b"c" * i, "ref0.jpg": b"r"})
+    rows, bad = scanned(tmp_path / "other.tar")
+    assert not bad and [row["clip_bytes"] for row in rows] == [0, 1, 2]
+    for i, row in enumerate(rows):
+        raw = read_sample(str(tmp_path / "other.tar"), row["offset"], row["bytes"], row["key"])
+        assert raw.clip == b"c" * i and raw.references == [b"r"]
+
+
+def test_a_scan_names_bad_samples_and_goes_on(tmp_path):
+    good = good_members()
+    members = [(name.replace("clip_0", "bad"), data) for name, data in good.items()]  # its JSON names clip_0
+    members += [(f"no_clip.{name.partition('.')[2]}", data) for name, data in good.items() if "webm" not in name]
+    raw_tar(tmp_path / "s.tar", [*members, *good.items()])
+    rows, bad = scanned(tmp_path / "s.tar")
+    assert [row["key"] for row in rows] == ["clip_0"]
+    assert bad[0] == "s.tar, sample bad: its JSON is of the sample 'clip_0'" and bad[1].startswith(
+        "s.tar, sample no_clip"
+    )
+
+
+def test_a_scan_ends_where_the_tar_is_damaged_or_hostile(tmp_path):
+    write(tmp_path)
+    shard = tmp_path / "shard-000000.tar"
+    whole = shard.read_bytes()
+    for length in (len(whole) // 2, 700):
+        shard.write_bytes(whole[:length])
+        rows, bad = scanned(shard)
+        assert len(bad) == 1 and "damaged" in bad[0] and len(rows) < 5
+    raw_tar(shard, [*good_members().items(), ("../clip_1.json", b"x")])
+    assert "refused the member '../clip_1.json'" in scanned(shard)[1][0]
+    shard.write_bytes(b"")
+    assert "damaged" in scanned(shard)[1][0]
+    assert "damaged" in scanned(tmp_path / "missing.tar")[1][0]

@@ -63,6 +63,7 @@ write_configuration() {
     fi
     # Nodes are named by loopback addresses, so that `scontrol show hostnames` gives names that resolve without an entry
     # in /etc/hosts. cred_expire is short because a requeued job waits for its old credential to expire (default 120 s).
+    # FirstJobId keeps the rendezvous ports, made from job ids, apart from those of another cluster on this machine.
     cat >"$CONF" <<CONFIGURATION
 ClusterName=phantom_mega_test
 SlurmctldHost=$(hostname -s)(127.0.0.1)
@@ -89,9 +90,10 @@ SelectTypeParameters=CR_CPU_Memory
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=2,sched_interval=2,batch_sched_delay=0
 SlurmdParameters=config_overrides
+FirstJobId=$((1000 + PORT % 1000 * 10))
 ReturnToService=2
 JobRequeue=1
-KillWait=20
+KillWait=60
 MinJobAge=3600
 SlurmctldTimeout=120
 SlurmdTimeout=300

@@ -1,0 +1,46 @@
+"""A small real data set, and runs of `launchers/train.py` as a user starts them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.media import write_data_set
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# Every option that the tests share: small, a few iterations, no progress bar.
+BASE = [
+    *("--config", "tiny_stage1", "model.num_layers=2", "model.hidden_size=64", "model.num_attention_heads=2"),
+    *("model.ffn_hidden_size=128", "model.rope_axes_dim=[8,12,12]", "train.train_iters=8", "train.save_interval=4"),
+    *("train.log_interval=1", "optimizer.lr_warmup_iters=2", "data.packing_lookahead=2", "data.seq_length=448"),
+]
+
+
+@pytest.fixture(scope="session")
+def data_set(tmp_path_factory):
+    """Six VP9 and image samples in two shards."""
+    return write_data_set(tmp_path_factory.mktemp("data_set"))
+
+
+def environment():
+    return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+
+
+def command(data, save, *overrides, ranks=1):
+    """The command line of a run; several ranks by torchrun."""
+    start = [sys.executable]
+    if ranks > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    words = [*BASE, f"data.index_path=[{data}]", *overrides]
+    return [*start, str(REPOSITORY / "launchers/train.py"), *words, *([f"train.save={save}"] if save else [])]
+
+
+def train(data, save, *overrides, ranks=1, code=0):
+    """Run to the end; returns what was printed."""
+    done = subprocess.run(
+        command(data, save, *overrides, ranks=ranks), env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout + done.stderr

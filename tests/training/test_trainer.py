@@ -1,0 +1,146 @@
+"""Whole runs of launchers/train.py: resume to the bit, layouts agree, signals, bad data, messages."""
+
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from phantom_mega.metrics import read_metrics
+from tests.training.conftest import command, environment, train
+
+GOLDEN = Path(__file__).with_name("golden_losses.txt")
+
+
+def losses(run):
+    return [m["loss"] for m in read_metrics(run)]
+
+
+@pytest.fixture(scope="module")
+def finished(data_set, tmp_path_factory):
+    """An uninterrupted run of eight iterations."""
+    run = tmp_path_factory.mktemp("finished")
+    printed = train(data_set, run)
+    return run, printed
+
+
+def test_a_run_leaves_checkpoints_config_events_and_metrics(finished):
+    run, printed = finished
+    assert (run / "checkpoints/latest_checkpointed_iteration.txt").read_text() == "8"
+    for name in ("iter_0000004", "iter_0000008"):
+        saved = yaml.safe_load((run / "checkpoints" / name / "config.yaml").read_text())
+        assert saved["train"]["train_iters"] == 8 and saved["model"]["hidden_size"] == 64
+    assert list((run / "tensorboard").glob("events*")) and len(losses(run)) == 8
+    assert "iteration        8/       8 | consumed samples:           16" in printed
+    assert [p.name for p in (run / "checkpoints").iterdir() if p.name.startswith(".")] == []
+
+
+def test_losses_are_the_golden_ones(finished):
+    golden = [float(line) for line in GOLDEN.read_text().split()]
+    np.testing.assert_allclose(losses(finished[0]), golden, rtol=2e-4)
+
+
+def test_a_finished_run_has_nothing_to_do(finished, data_set):
+    assert "nothing to do: 8 of 8 iterations" in train(data_set, finished[0])
+    assert len(losses(finished[0])) == 8
+
+
+def test_resumed_losses_and_gradient_norms_are_equal_to_the_bit(finished, data_set, tmp_path):
+    printed = train(data_set, tmp_path, "train.exit_interval=3", code=75)
+    assert "stopped at iteration 3: train.exit_interval=3" in printed
+    train(data_set, tmp_path)
+    for name in ("loss", "grad_norm", "ema_decay", "learning_rate", "consumed_samples"):
+        whole, parts = ([m[name] for m in read_metrics(run)] for run in (finished[0], tmp_path))
+        assert whole == parts, name
+
+
+def test_sigterm_saves_and_exits_and_the_next_start_goes_on(finished, data_set, tmp_path):
+    process = subprocess.Popen(
+        command(data_set, tmp_path, "train.save_interval=1000"), env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (tmp_path / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 75 and "received SIGTERM" in printed, printed
+    train(data_set, tmp_path)
+    assert losses(tmp_path) == losses(finished[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "overrides"),
+    [
+        ("tp2_sp", 2, ["--tensor-model-parallel-size", "2", "--sequence-parallel"]),
+        ("pp2", 2, ["--pipeline-model-parallel-size", "2"]),
+        ("dp2", 2, []),
+    ],
+)
+def test_every_layout_trains_on_the_same_numbers(finished, data_set, tmp_path, name, ranks, overrides):
+    train(data_set, tmp_path, *overrides, ranks=ranks)
+    np.testing.assert_allclose(losses(tmp_path), losses(finished[0]), rtol=1e-5)
+
+
+def test_a_checkpoint_continues_at_another_layout(finished, data_set, tmp_path):
+    train(data_set, tmp_path, "--pipeline-model-parallel-size", "2", "train.exit_interval=5", ranks=2, code=1)
+    train(data_set, tmp_path)
+    np.testing.assert_allclose(losses(tmp_path), losses(finished[0]), rtol=1e-5)
+
+
+def test_finetune_takes_the_weights_and_starts_anew(finished, data_set, tmp_path):
+    overrides = [f"train.load={finished[0]}", "train.finetune=true", "train.train_iters=3", "train.seed=7"]
+    printed = train(data_set, tmp_path, *overrides)
+    assert "weights and EMA only" in printed
+    metrics = read_metrics(tmp_path)
+    assert [m["iteration"] for m in metrics] == [1, 2, 3] and metrics[0]["consumed_samples"] == 2
+    assert metrics[0]["loss"] < losses(finished[0])[0]
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_field(finished, data_set, tmp_path):
+    printed = train(data_set, tmp_path, f"train.load={finished[0]}", "model.num_layers=4", code=2)
+    assert "holds another model: model.num_layers: 2 saved, 4 asked for" in printed and "Traceback" not in printed
+
+
+def test_unreadable_samples_are_named_counted_and_move_no_other(finished, data_set, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(data_set, broken)
+    shard = broken / "shard-000000.tar"
+    data = bytearray(shard.read_bytes())
+    place = data.index(b"\x1a\x45\xdf\xa3")  # the first clip's EBML header
+    data[place : place + 512] = bytes(512)
+    shard.write_bytes(data)
+    printed = train(broken, tmp_path / "run")
+    metrics = read_metrics(tmp_path / "run")
+    assert "bad sample, skipped" in printed and "sample clip_0" in printed
+    assert metrics[-1]["bad_samples"] > 0 and metrics[-1]["iteration"] == 8
+    whole = read_metrics(finished[0])
+    assert metrics[0]["visual_tokens"] == whole[0]["visual_tokens"], "a bad sample keeps its place in the pack"
+    assert metrics[0]["video_tokens"] < whole[0]["video_tokens"], "a bad sample has no loss"
+    printed = train(broken, tmp_path / "stops", "data.max_bad_samples=0", code=2)
+    assert "more than data.max_bad_samples=0" in printed
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(data_set, tmp_path):
+    printed = train(data_set, tmp_path / "run", "--dry-run")
+    assert "first batch  loss" in printed and "peak memory" in printed and "filled to" in printed
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.load=/nowhere"], "holds no checkpoint"),
+        (["model.text_dim=128"], "model.text_dim is 128, but .* gives 384"),
+        (["--tensor-model-parallel-size", "2"], "start a multiple of 2"),
+        (["optimizer.lr_decay_style=linear"], "use constant or cosine"),
+    ],
+)
+def test_mistakes_end_with_one_message_and_no_traceback(data_set, overrides, message):
+    import re
+
+    printed = train(data_set, None, *overrides, code=2)
+    assert re.search(message, printed) and "Traceback" not in printed
