@@ -97,7 +97,7 @@ class ParallelConfig:
     recompute_granularity: str | None = None
     """`full` recomputes whole layers in the backward pass; null keeps all activations."""
     recompute_num_layers: int | None = None
-    """Layers of each pipeline stage that are recomputed; null means all of them (with `full`)."""
+    """Layers of each model chunk (of a pipeline stage, if not interleaved) that are recomputed; null means all."""
     transformer_impl: str = "auto"
     """`local` (megatron-core's linears), `transformer_engine`, or `auto`: the latter where a GPU and TE are there."""
     attention_backend: str = "auto"

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 
 from phantom_mega.conditioning.head import FeatureDims, SampleFeatures
 from phantom_mega.conditioning.linear_vae import SHIPPED
@@ -116,9 +117,9 @@ class FeatureWriter:
             check_fingerprint(self.folder, config)
             return
         # Several processes may get here at once: they all write the same.
-        _publish(self.folder / EMPTY_TEXT, lambda path: save_file({"empty_text": empty_text.float().cpu()}, path))
+        _publish(self.folder / EMPTY_TEXT, serialize({"empty_text": empty_text.float().cpu()}))
         about = json.dumps({"format": FORMAT, "encoders": fingerprint(config)}, indent=1) + "\n"
-        _publish(self.folder / ABOUT, lambda path: path.write_text(about))
+        _publish(self.folder / ABOUT, about.encode())
 
     def add(self, sample: PlannedSample, features: SampleFeatures, error: str | None = None) -> None:
         """Append one sample; of one that could not be read (`valid` is False) only the error."""
@@ -136,8 +137,7 @@ class FeatureWriter:
     def flush(self) -> None:
         """Write what waits in memory."""
         if self._tensors:
-            path = self.folder / SHARDS.replace("*", uuid.uuid4().hex[:16])
-            _publish(path, lambda temporary: save_file(self._tensors, temporary))
+            _publish(self.folder / SHARDS.replace("*", uuid.uuid4().hex[:16]), serialize(self._tensors))
         self._tensors, self._bytes = {}, 0
 
 
@@ -148,12 +148,13 @@ def _narrow(tensor: torch.Tensor) -> torch.Tensor:
     return half if torch.equal(half.float(), tensor) else tensor.clone()
 
 
-def _publish(path: Path, write) -> None:
-    """Write a file under a temporary name, then give it its own."""
+def _publish(path: Path, data: bytes | memoryview) -> None:
+    """Write a file under a temporary name, then give it its own; readable by others as the umask says."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        write(temporary)
-        with open(temporary, "rb") as file:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
@@ -193,8 +194,9 @@ def write_index(folder: Path) -> int:
         "shard": pa.array([*good.values(), *bad.values()]).dictionary_encode(),
         "valid": [True] * len(good) + [False] * len(bad),
     }
-    table = pa.table(columns).sort_by("hash")
-    _publish(Path(folder) / INDEX, lambda path: pq.write_table(table, path))
+    stream = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns).sort_by("hash"), stream)
+    _publish(Path(folder) / INDEX, memoryview(stream.getvalue()))
     return len(names)
 
 

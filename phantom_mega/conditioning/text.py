@@ -6,9 +6,13 @@ counts their tokens without loading a model, and a template's fixed words would 
 
 from __future__ import annotations
 
+import contextlib
+import sys
+
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
 
 from phantom_mega.conditioning.sources import explain_missing, resolve_source
 from phantom_mega.config import ConditioningConfig
@@ -117,6 +121,19 @@ class FrozenTextEncoder:
         return self.encode([""])[0]
 
 
+@contextlib.contextmanager
+def _quiet():
+    """No progress bar where nobody looks on: a log file would get one from every rank."""
+    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
 def load_text_encoder(config: ConditioningConfig, device: torch.device | str) -> FrozenTextEncoder:
     """Load the text encoder that the recipe names; in float32 on a CPU, where bfloat16 would only be slower.
 
@@ -129,7 +146,8 @@ def load_text_encoder(config: ConditioningConfig, device: torch.device | str) ->
     tokenizer = load_tokenizer(name)
     torch_dtype = DTYPES[dtype] if torch.device(device).type == "cuda" else torch.float32
     try:
-        model = AutoModel.from_pretrained(resolve_source(name), dtype=torch_dtype)
+        with _quiet():
+            model = AutoModel.from_pretrained(resolve_source(name), dtype=torch_dtype)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise explain_missing("the text encoder", name, error) from None
     return FrozenTextEncoder(model.to(device), tokenizer, name)

@@ -16,7 +16,7 @@ from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 
 from phantom_mega.config import RunConfig
 from phantom_mega.config_io import to_yaml
-from phantom_mega.core.build import build_model, wrap_ddp
+from phantom_mega.core.build import build_model, sync_parameters, wrap_ddp
 from phantom_mega.core.parallel_config import check_layout, check_num_microbatches, initialize_distributed
 from phantom_mega.core.schedule import StepStats, forward_backward
 from phantom_mega.errors import UserError
@@ -92,6 +92,8 @@ class Trainer:
             "bad_samples": self.bad_samples,
             "guard": self.guard.state_dict(),
         }
+        # With overlap_param_gather the model's weights are stale until the next forward pass.
+        sync_parameters(self.wrapped)
         checkpoint.save_checkpoint(
             self.folder, self.iteration, self.chunks, self.optimizer, self.scheduler, state, self.config
         )

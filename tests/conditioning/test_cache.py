@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import io
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -44,6 +45,15 @@ def make_cache(folder, samples, **writer):
 
 
 SAMPLES = [planned("a"), planned("bb", references=0), planned("ccc", frames=1, references=4), planned("a", height=48)]
+
+
+def test_others_may_read_a_cache_as_the_umask_says(tmp_path):
+    before = os.umask(0o022)
+    try:
+        make_cache(tmp_path, SAMPLES)
+    finally:
+        os.umask(before)
+    assert {oct(file.stat().st_mode & 0o777) for file in tmp_path.iterdir()} == {"0o644"}
 
 
 @pytest.mark.parametrize("shard_bytes", [1, 1 << 30])
