@@ -166,7 +166,7 @@ start() { # run "${command[@]}" to its end, with signals turned into a graceful 
         # Ignored signals stay ignored in torchrun and, until train.py sets its handlers, in the ranks: Slurm signals
         # every process of the step, and an unhandled SIGUSR1 would kill torchrun.
         (
-            trap '' USR1 TERM
+            trap '' USR1 TERM INT
             exec "${command[@]}"
         ) &
     fi

@@ -11,7 +11,7 @@ from phantom_mega.data.index import TripletIndex
 from phantom_mega.errors import UserError
 
 EXAMPLES = """examples:
-  python tools/contact_sheet.py --data data/samples/train --output samples.png
+  python tools/contact_sheet.py --data data/samples --output samples.png
   python tools/contact_sheet.py --data set_a set_b --output sheet.png --limit 60 --columns 3 --frames 5
 """
 

@@ -7,13 +7,14 @@ import sys
 import time
 from pathlib import Path
 
-from phantom_mega.data.samples import SPLITS, cache_folder, prepare_samples
+from phantom_mega.data.samples import SHORT_SIDE, SPLITS, cache_folder, prepare_samples
 from phantom_mega.errors import UserError
 
 EXAMPLES = """examples:
   python tools/prepare_samples.py --output data/samples
   PHANTOM_MEGA_CACHE=/scratch/cache python tools/prepare_samples.py --output data/samples
-  python tools/contact_sheet.py --data data/samples/train --output samples.png    # look at what was made
+  python tools/prepare_samples.py --output data/samples_256 --height 256
+  python tools/contact_sheet.py --data data/samples --output samples.png    # look at what was made
 """
 
 
@@ -22,13 +23,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder that gets train/ and heldout/")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the data set; gets heldout/ too")
     parser.add_argument("--cache", type=Path, help=f"folder of downloads (default: {cache_folder()})")
+    parser.add_argument(
+        "--height", type=int, default=SHORT_SIDE, help=f"pixels of the clips' shorter side (default: {SHORT_SIDE})"
+    )
     args = parser.parse_args()
     start = time.monotonic()
-    counts = prepare_samples(args.output, args.cache)
-    for split in SPLITS:
-        print(f"{args.output / split / 'index.parquet'}: {counts[split]} samples")
+    counts = prepare_samples(args.output, args.cache, short_side=args.height)
+    for split, folder in SPLITS.items():
+        print(f"{split}: {counts[split]} samples in {args.output / folder}")
     print(f"ready after {time.monotonic() - start:.0f} s")
 
 

@@ -12,11 +12,13 @@ def resolve_source(name: str) -> str:
     """`package:NAME/PATH` to the folder inside that installed package (which is not imported); else the name itself.
 
     Raises:
-        UserError: the package is not installed, or has no such folder.
+        UserError: no top-level package is named, it is not installed, or has no such folder.
     """
     if not name.startswith("package:"):
         return name
     package, _, inside = name.removeprefix("package:").partition("/")
+    if not package.isidentifier():  # a dotted name would be found only by importing its parent
+        raise UserError(f"{name}: {package!r} is no top-level package; write package:NAME/PATH")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         hint = package.replace("_", "-")

@@ -127,9 +127,9 @@ class _Runner:
         return results
 
     def _run_batch(self, batch: list[dict[str, np.ndarray]]) -> list[list[torch.Tensor] | Exception]:
+        if self.pipeline is None:  # outside of `try`: DALI that does not start is no fault of a sample
+            self.pipeline = self._build()
         try:
-            if self.pipeline is None:
-                self.pipeline = self._build()
             for name in batch[0]:
                 self.pipeline.feed_input(name, [sample[name] for sample in batch])
             outputs = [[_to_torch(tensor) for tensor in output] for output in self.pipeline.run()]
@@ -137,7 +137,7 @@ class _Runner:
                 torch.cuda.current_stream(self.device).synchronize()
             return [list(sample) for sample in zip(*outputs, strict=True)]
         except (RuntimeError, ValueError, IndexError) as error:
-            # A pipeline that failed cannot be used again, and does not say which sample it was.
+            # DALI calls a pipeline that failed invalid, and does not say which sample it was.
             self.pipeline = None
             if len(batch) == 1:
                 return [error]
@@ -204,10 +204,10 @@ class DaliDecoder:
             return failed(sample, str(BadSampleError(sample.key, raw.shard, str(problem))), self.device)
         if is_image(raw):
             video = video[0][:, None]
-        size = (sample.height, sample.width)
-        padded = [image for image, _ in references] or [torch.zeros(0, 3, *size, device=self.device)]
-        stacked = torch.stack(padded) if references else padded[0]
-        return DecodedTriplet(sample, video, stacked, [crop for _, crop in references], raw.triplet.caption)
+        padded = torch.zeros(0, 3, sample.height, sample.width, device=self.device)
+        if references:
+            padded = torch.stack([image for image, _ in references])
+        return DecodedTriplet(sample, video, padded, [crop for _, crop in references], raw.triplet.caption)
 
     def refusal(self, sample: PlannedSample, info: ClipInfo) -> str | None:
         """Why DALI does not decode this clip, or None."""

