@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The project's Python environment: finds a Python from 3.12 on, makes .venv, installs the pinned packages, checks them.
-# A second call returns at once unless setup.cfg, pyproject.toml, constraints.txt, EXTRAS or the checkout's place changed.
+# A second call returns at once unless setup.cfg, pyproject.toml, constraints.txt, EXTRAS or the checkout's path changed.
 #
 #   bash launchers/env.sh          make or refresh the environment (quickstart.sh and test.sh do so themselves)
 #
@@ -60,8 +60,8 @@ find_python() { # print the first interpreter that will do; 3.12 first, because 
         fi
     fi
     if [[ -n $without_venv ]]; then
-        fail "$without_venv cannot make environments; install its venv module (Debian, Ubuntu: apt install python3-venv" \
-            "or python3.12-venv)"
+        fail "$without_venv cannot make environments; install its venv module" \
+            "(Debian, Ubuntu: apt install python3-venv or python3.12-venv)"
     fi
     fail "no Python from 3.12 on was found (looked for python3.12, python3, pyenv's versions, uv). Get one with" \
         "'apt install python3.12 python3.12-venv' (Ubuntu 24.04), 'pyenv install 3.12', or 'uv python install 3.12'" \

@@ -6,8 +6,8 @@
 #   launchers/run.sh launchers/train.py --config tiny_stage1 data.index_path=[runs/quickstart/data]
 #   NPROC_PER_NODE=4 GPUS_PER_NODE=0 launchers/run.sh launchers/train.py --config tiny_stage1 ...       (4 CPU ranks)
 #
-# SIGUSR1, SIGTERM or Ctrl-C: every rank gets SIGUSR1, writes a checkpoint and leaves; this script then exits 75 (stopped
-# early), or requeues its batch job if REQUEUE=1. A second Ctrl-C kills. Exit code 0 means that the script finished.
+# SIGUSR1, SIGTERM or Ctrl-C: every rank gets SIGUSR1, writes a checkpoint and leaves; this script then exits 75
+# (stopped early), or requeues its batch job if REQUEUE=1. A second Ctrl-C kills. Exit code 0 means that the script finished.
 #
 # Environment (docs/slurm.md tells more):
 #   GPUS_PER_NODE    GPUS of a node [what Slurm or nvidia-smi says]; 0 runs on CPU

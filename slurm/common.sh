@@ -76,7 +76,7 @@ run_stage() { # RECIPE LOAD-RECIPE ARGUMENTS...: LOAD-RECIPE is empty for a stag
     if [[ -n $load ]] && ! has_argument train.load "$@"; then
         holds_checkpoint "$load" || holds_checkpoint "$RUN_DIR" ||
             fail "LOAD: no checkpoint in '$load' (no latest_checkpointed_iteration.txt from $PWD)." \
-                "Let the job wait for the one that writes it (sbatch --dependency=afterok:JOB), or set LOAD to its folder"
+                "Let this job wait for the one that writes it (sbatch --dependency=afterok:JOB), or set LOAD"
         arguments+=("train.load=$load")
     fi
     if [[ -n ${MODEL:-} ]]; then recipe=$(recipe_with_model "$recipe"); fi

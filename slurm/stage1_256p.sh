@@ -5,9 +5,9 @@
 #   DATA_INDEX=... MODEL=phantom_7b sbatch --nodes=32 --time=12:00:00 slurm/stage1_256p.sh train.save_interval=500
 #   DATA_INDEX=... bash slurm/stage1_256p.sh                                         on this machine, without Slurm
 #
-# Five minutes before its time limit the job writes a checkpoint and goes back into the queue, until training is finished.
-# Trailing arguments go to launchers/train.py. Environment: DATA_INDEX (needed), RECIPE [stage1_256p], MODEL (phantom_3b,
-# phantom_7b) [the recipe's], RUN_DIR [runs/RECIPE-MODEL], LOAD, and all that launchers/run.sh --help lists.
+# Five minutes before its time limit the job writes a checkpoint and goes back into the queue, until training is done.
+# Trailing arguments go to launchers/train.py. Environment: DATA_INDEX (needed), RECIPE [stage1_256p], MODEL
+# (phantom_3b, phantom_7b) [the recipe's], RUN_DIR [runs/RECIPE-MODEL], LOAD, and all of launchers/run.sh --help.
 #SBATCH --job-name=stage1_256p
 #SBATCH --nodes=16
 #SBATCH --ntasks-per-node=1

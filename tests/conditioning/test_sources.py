@@ -52,7 +52,7 @@ def test_what_is_not_there_is_one_message_with_the_name(package, name, message):
 @pytest.mark.parametrize(
     "error, reason",
     [
-        (OSError("not found\nand a page of advice"), "not found"),
+        (OSError("not found\nand advice"), "not found"),
         (ValueError(), "ValueError"),
         (OSError("\n"), "OSError"),
     ],

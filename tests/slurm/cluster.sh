@@ -3,11 +3,11 @@
 # node, all as plain processes (no systemd, no cgroups, no GPUs) that keep every file below one folder.
 #
 #   cluster.sh check        exit 0 if a cluster can run here, else 3 and the reason on the standard error
-#   cluster.sh up           install what is missing (root and apt), start what is not running, print `export SLURM_CONF=...`
+#   cluster.sh up           install what is missing (apt), start what is not running, print `export SLURM_CONF=...`
 #   cluster.sh status       which daemons run, and what sinfo says
 #   cluster.sh down         end the daemons (only those named by this folder's pid files) and the jobs they ran
 #
-# Environment: CLUSTER_DIR (/tmp/phantom_mega_slurm), NODES (2), CPUS of a node (4), PORT (26900: slurmctld, then nodes).
+# Environment: CLUSTER_DIR (/tmp/phantom_mega_slurm), NODES (2), CPUS of a node (4), PORT (26900, the first).
 set -euo pipefail
 DIR=${CLUSTER_DIR:-/tmp/phantom_mega_slurm}
 NODES=${NODES:-2}
@@ -99,7 +99,8 @@ SlurmctldTimeout=120
 SlurmdTimeout=300
 MessageTimeout=30
 GresTypes=gpu
-NodeName=127.0.0.[1-$NODES] NodeHostname=$(hostname -s) Port=$((PORT + 1))-$((PORT + NODES)) CPUs=$CPUS Boards=1 SocketsPerBoard=1 CoresPerSocket=$CPUS ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN
+NodeName=127.0.0.[1-$NODES] NodeHostname=$(hostname -s) Port=$((PORT + 1))-$((PORT + NODES)) \\
+    CPUs=$CPUS Boards=1 SocketsPerBoard=1 CoresPerSocket=$CPUS ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN
 PartitionName=test Nodes=127.0.0.[1-$NODES] Default=YES MaxTime=INFINITE DefaultTime=60 State=UP OverSubscribe=NO
 CONFIGURATION
     : >"$DIR/etc/gres.conf"

@@ -16,8 +16,8 @@ from phantom_mega.config_io import load_run_config
 from tests.slurm.conftest import JOB_SECONDS, REPOSITORY, plain_environment
 
 STAGE1, STAGE2 = "slurm/stage1_256p.sh", "slurm/stage2_720p.sh"
-# As on a cluster: tensor parallel inside a node, data parallel over the nodes.
-LAYOUT = "parallel.tensor_model_parallel_size=2"
+# As on a cluster: tensor parallel inside a node, data parallel over the nodes. A log line for every iteration.
+SETTINGS = ("parallel.tensor_model_parallel_size=2", "train.log_interval=1")
 
 
 def iterations(log: Path) -> list[int]:
@@ -52,12 +52,12 @@ def test_stage2_waits_for_stage1_and_starts_from_its_checkpoint(slurm, samples, 
     logs = [tmp_path / "stage1.log", tmp_path / "stage2.log"]
     common = {"DATA_INDEX": str(samples)}
     first = slurm.submit(
-        STAGE1, logs[0], LAYOUT, "train.train_iters=3", RECIPE="tiny_stage1", RUN_DIR=str(runs[0]), **common
+        STAGE1, logs[0], *SETTINGS, "train.train_iters=3", RECIPE="tiny_stage1", RUN_DIR=str(runs[0]), **common
     )
     second = slurm.submit(
         STAGE2,
         logs[1],
-        LAYOUT,
+        *SETTINGS,
         "--train-iters",
         "5",
         options=(f"--dependency=afterok:{first}",),
@@ -84,7 +84,7 @@ def test_usr1_checkpoints_requeues_and_repeats_no_iteration(slurm, samples, tmp_
     job = slurm.submit(
         STAGE1,
         log,
-        LAYOUT,
+        *SETTINGS,
         f"train.train_iters={total}",
         RECIPE="tiny_stage1",
         RUN_DIR=str(run),
@@ -106,7 +106,13 @@ def test_usr1_checkpoints_requeues_and_repeats_no_iteration(slurm, samples, tmp_
 def test_cancelled_job_checkpoints_and_stays_cancelled(slurm, samples, tmp_path):
     run, log = tmp_path / "run", tmp_path / "job.log"
     job = slurm.submit(
-        STAGE1, log, LAYOUT, "train.train_iters=2000", RECIPE="tiny_stage1", RUN_DIR=str(run), DATA_INDEX=str(samples)
+        STAGE1,
+        log,
+        *SETTINGS,
+        "train.train_iters=2000",
+        RECIPE="tiny_stage1",
+        RUN_DIR=str(run),
+        DATA_INDEX=str(samples),
     )
     slurm.wait(job, log, lambda: log.exists() and bool(iterations(log)), "its first iteration")
     slurm.command("scancel", job)
@@ -127,7 +133,7 @@ def test_script_without_slurm_stops_on_sigterm_with_75_and_then_finishes(samples
     environment = plain_environment() | settings | {"RUN_DIR": str(run), "DATA_INDEX": str(samples)}
     with log.open("w") as stream:
         process = subprocess.Popen(
-            ["bash", STAGE1, LAYOUT, "train.train_iters=2000"],
+            ["bash", STAGE1, *SETTINGS, "train.train_iters=2000"],
             cwd=REPOSITORY,
             env=environment,
             stdout=stream,
@@ -149,7 +155,7 @@ def test_script_without_slurm_stops_on_sigterm_with_75_and_then_finishes(samples
 
     total = stopped_at + 2
     done = run_by_hand(
-        STAGE1, LAYOUT, f"train.train_iters={total}", **settings, RUN_DIR=str(run), DATA_INDEX=str(samples)
+        STAGE1, *SETTINGS, f"train.train_iters={total}", **settings, RUN_DIR=str(run), DATA_INDEX=str(samples)
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert latest_checkpoint(run) == total
