@@ -96,7 +96,7 @@ build_torchrun_command() { # set `command` to the torchrun of this node
     read -ra more <<<"${TORCHRUN_ARGS:-}"
     # torchrun gives its workers 30 s after SIGTERM or SIGINT, too short for a checkpoint. With only SIGHUP handled (and
     # the others ignored, see `start`), the workers decide themselves when they are done.
-    command=("$python" -m torch.distributed.run --nproc-per-node="$ranks" --signals-to-handle=SIGHUP --max-restarts=0)
+    command=("$python" "$repo/launchers/_torchrun.py" --nproc-per-node="$ranks" --signals-to-handle=SIGHUP --max-restarts=0)
     if [[ $role == node ]]; then
         command+=(--nnodes="$SLURM_NNODES" --node-rank="$SLURM_NODEID"
             --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT")

