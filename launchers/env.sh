@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The project's Python environment: finds a Python from 3.12 on, makes .venv, installs the pinned packages, checks them.
-# A second call returns at once unless setup.cfg, pyproject.toml, constraints.txt, EXTRAS or the checkout's path changed.
+# A second call returns at once unless setup.cfg, pyproject.toml, constraints.txt, EXTRAS or its path changed.
 #
 #   bash launchers/env.sh          make or refresh the environment (quickstart.sh and test.sh do so themselves)
 #

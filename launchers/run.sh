@@ -3,11 +3,11 @@
 # torchrun on this machine. Stops are graceful: the first signal becomes "checkpoint and exit" on all ranks.
 #
 #   launchers/run.sh SCRIPT.py [arguments of the script]
-#   launchers/run.sh launchers/train.py --config tiny_stage1 data.index_path=[runs/quickstart/data]
+#   launchers/run.sh launchers/train.py --config tiny_stage1 data.index_path=[runs/quickstart/data/train]
 #   NPROC_PER_NODE=4 GPUS_PER_NODE=0 launchers/run.sh launchers/train.py --config tiny_stage1 ...       (4 CPU ranks)
 #
 # SIGUSR1, SIGTERM or Ctrl-C: every rank gets SIGUSR1, writes a checkpoint and leaves; this script then exits 75
-# (stopped early), or requeues its batch job if REQUEUE=1. A second Ctrl-C kills. Exit code 0 means that the script finished.
+# (stopped early), or requeues its batch job if REQUEUE=1. A second Ctrl-C kills. Exit code 0: the script finished.
 #
 # Environment (docs/slurm.md tells more):
 #   GPUS_PER_NODE    GPUS of a node [what Slurm or nvidia-smi says]; 0 runs on CPU
@@ -96,7 +96,8 @@ build_torchrun_command() { # set `command` to the torchrun of this node
     read -ra more <<<"${TORCHRUN_ARGS:-}"
     # torchrun gives its workers 30 s after SIGTERM or SIGINT, too short for a checkpoint. With only SIGHUP handled (and
     # the others ignored, see `start`), the workers decide themselves when they are done.
-    command=("$python" "$repo/launchers/_torchrun.py" --nproc-per-node="$ranks" --signals-to-handle=SIGHUP --max-restarts=0)
+    command=("$python" "$repo/launchers/_torchrun.py" --nproc-per-node="$ranks" --max-restarts=0
+        --signals-to-handle=SIGHUP)
     if [[ $role == node ]]; then
         command+=(--nnodes="$SLURM_NNODES" --node-rank="$SLURM_NODEID"
             --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT")

@@ -22,10 +22,11 @@ from phantom_mega.metrics import read_metrics
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean over the last `window` values at every point."""
+    """Mean over the `window` values around every point (fewer at the ends)."""
     total = np.cumsum(np.insert(values, 0, 0.0))
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - window, 0)
+    places = np.arange(len(values))
+    starts = np.maximum(places - window // 2, 0)
+    ends = np.minimum(places + (window + 1) // 2, len(values))
     return (total[ends] - total[starts]) / (ends - starts)
 
 
@@ -52,7 +53,7 @@ def plot(runs: list[Path], output: Path, window: int) -> str:
     top.set_ylabel(f"flow loss (mean of {window})")
     top.set_title("Rectified-flow loss on video tokens")
     top.grid(alpha=0.3)
-    top.legend(title=f"mean of first and last {ends} iterations")
+    top.legend(title="mean of the first and last 50 iterations")
     bottom.set(ylabel="gradient norm", xlabel="iteration", yscale="log")
     bottom.grid(alpha=0.3)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from phantom_mega.conditioning import head as head_module
 from phantom_mega.conditioning.head import InputHead, SampleFeatures
 from phantom_mega.errors import UserError
 from tests.conditioning.helpers import decoded, mixed_pack, planned, save_tiny_qwen, tiny_run_config
@@ -30,7 +31,9 @@ def test_features_have_the_planned_sizes(head, pack):
         assert all(tensor.dtype == torch.float32 for tensor in features.tensors())
 
 
-def test_a_batch_gives_what_single_samples_give_in_the_same_order(head, pack):
+@pytest.mark.parametrize("batch_pixels", [1, 2 * 32 * 48, 1 << 30])
+def test_a_batch_gives_what_single_samples_give_in_the_same_order(head, pack, batch_pixels, monkeypatch):
+    monkeypatch.setattr(head_module, "BATCH_PIXELS", batch_pixels)
     for sample, features in zip(pack, head.encode_many(pack), strict=True):
         alone = head.encode(sample)
         assert alone.valid == features.valid == (sample.error is None)

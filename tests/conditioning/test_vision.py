@@ -142,6 +142,7 @@ def test_the_tiny_tower_is_the_same_everywhere_and_disturbs_no_generator():
     assert (first.tokens, first.dim) == (16, 64)
 
 
+@pytest.mark.slow
 def test_the_tiny_tower_has_the_same_weights_in_a_fresh_process():
     code = (
         "import sys, torch; torch.rand(3); from phantom_mega.conditioning.vision import _tiny_tower; "

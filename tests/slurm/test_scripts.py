@@ -17,7 +17,7 @@ from tests.slurm.conftest import JOB_SECONDS, REPOSITORY, plain_environment
 
 STAGE1, STAGE2 = "slurm/stage1_256p.sh", "slurm/stage2_720p.sh"
 # As on a cluster: tensor parallel inside a node, data parallel over the nodes. A log line for every iteration.
-SETTINGS = ("parallel.tensor_model_parallel_size=2", "train.log_interval=1")
+SETTINGS = ("parallel.tensor_model_parallel_size=2", "train.log_interval=1", "optimizer.lr_warmup_iters=0")
 
 
 def iterations(log: Path) -> list[int]:
