@@ -68,6 +68,8 @@ class BatchSource:
         if config.conditioning.cached_features:
             from phantom_mega.conditioning.cache import CachedFeatures
 
+            if config.data.augment_per_epoch:
+                raise UserError("conditioning.cached_features holds one epoch's draws; set data.augment_per_epoch=false")
             self.cache = CachedFeatures(config.conditioning.cached_features, config)
             self.empty_text = self.cache.empty_text
         else:
@@ -76,6 +78,8 @@ class BatchSource:
         self.plan = PackPlan(
             self.index, config.data, model, config.conditioning.clip_tokens, config.train.seed, len(self.empty_text)
         )
+        if self.cache is not None:
+            self.cache.check_plan(self.plan)
         self.loader: PackLoader | None = None
 
     def open(self, position: int) -> None:
@@ -101,7 +105,12 @@ class BatchSource:
     def next(self) -> StepData:
         """The next iteration's microbatches."""
         if self.cache is not None:
-            encoded, bad, waited = self._from_cache(), [], 0.0
+            started = time.monotonic()
+            encoded = self._from_cache()
+            waited = time.monotonic() - started
+            # Every model-parallel peer reads all samples; one of them tells of the bad ones.
+            samples = [sample for pack, _ in encoded for sample in pack] if self.mp_rank == 0 else []
+            bad = [error for error in map(self.cache.error, samples) if error]
         else:
             started = time.monotonic()
             microbatches = next(self._iterations)

@@ -58,6 +58,7 @@ class Trainer:
         check_num_microbatches(config.parallel, train.global_batch_size // self.source.dp_size)
         self.iteration, self.consumed_samples, self.updates, self.bad_samples = 0, 0, 0, 0
         self.folder = Path(train.save) if train.save else None
+        self._saved: int | None = None
         self._load()
 
     # -- checkpoints
@@ -81,6 +82,8 @@ class Trainer:
             self.iteration, self.consumed_samples = state["iteration"], state["consumed_samples"]
             self.updates, self.bad_samples = state["updates"], state["bad_samples"]
             self.guard.load_state_dict(state["guard"])
+        if own:
+            self._saved = self.iteration
 
     def save(self) -> None:
         """Write a checkpoint of this iteration, once."""
@@ -105,7 +108,6 @@ class Trainer:
     def train(self) -> int:
         """Run to the end of the recipe; returns the process's exit code (0, or `EXIT_RESUMABLE`)."""
         train, started, first = self.config.train, time.monotonic(), self.iteration
-        self._saved = self.iteration if self.iteration else -1
         if self.iteration >= train.train_iters:
             self.say(f"nothing to do: {self.iteration} of {train.train_iters} iterations are done")
             return 0
