@@ -69,7 +69,7 @@ class BatchSource:
             from phantom_mega.conditioning.cache import CachedFeatures
 
             if config.data.augment_per_epoch:
-                raise UserError("conditioning.cached_features holds one epoch's draws; set data.augment_per_epoch=false")
+                raise UserError("conditioning.cached_features holds one epoch; set data.augment_per_epoch=false")
             self.cache = CachedFeatures(config.conditioning.cached_features, config)
             self.empty_text = self.cache.empty_text
         else:
