@@ -21,7 +21,7 @@ train() { # NAME ARGUMENTS...
     shift
     before=$(latest_iteration "$run")
     say "training $config ($run)"
-    "$VENV/bin/python" launchers/train.py --config "$config" "data.index_path=[$out/data/train]" "train.save=$run" "$@" ||
+    "$VENV/bin/python" launchers/train.py --config "$config" "data.index_path=[$out/data]" "train.save=$run" "$@" ||
         code=$?
     if [[ $code == 75 ]]; then
         fail "stopped early; a checkpoint is written. Run this script again to go on"
@@ -48,7 +48,7 @@ main() {
     train stage2 "train.load=$out/stage1/checkpoints"
     say "pictures"
     "$python" tools/plot_loss.py "$out/stage1" "$out/stage2" --output "$out/loss.png"
-    "$python" tools/contact_sheet.py --data "$out/data/train" --output "$out/contact_sheet.png"
+    "$python" tools/contact_sheet.py --data "$out/data" --output "$out/contact_sheet.png"
     cat <<LIST
 
 Done. In $out:

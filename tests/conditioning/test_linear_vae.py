@@ -100,3 +100,14 @@ def test_a_fit_keeps_what_lies_in_the_leading_subspace_and_beats_the_untrained_b
     assert errors[0] < errors[1] < 0.05 * errors[2]
     variance = fitted.encode(carphone).latent_dist.mode()[:, :, 1:].var(dim=(0, 2, 3, 4))
     assert variance.argmax() == 0 and variance[:8].sum() > 0.9 * variance.sum()  # PCA order; the spectrum is kept
+
+
+def test_fitting_again_gives_the_shipped_basis(vae, carphone):
+    videos = [decode_video(source_video(name), 144) for name in ("bigbuckbunny", "bikes")]
+    videos = [frames[: (len(frames) - 1) // 4 * 4 + 1, :, : frames.shape[2] // 8 * 8] for frames in videos]
+    fitted = LinearVideoVAE.fit([torch.from_numpy(v.copy()).movedim(-1, 0).float() / 127.5 - 1 for v in videos])
+    assert fitted.config.scaling_factor == pytest.approx(vae.config.scaling_factor, rel=1e-3)
+    torch.testing.assert_close(fitted.mean, vae.mean, atol=1e-3, rtol=0)
+    shipped, again = (model.encode(carphone).latent_dist.mode() for model in (vae, fitted))
+    for t in (0, 1):  # the bases of first and of later frames; not to the bit: decoders round by CPU
+        assert (again[:, :, t] - shipped[:, :, t]).norm() < 0.01 * shipped[:, :, t].norm()

@@ -129,4 +129,4 @@ def samples(tmp_path_factory) -> Path:
     command = [sys.executable, "tools/prepare_samples.py", "--output", str(folder)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    return folder / "train"
+    return folder

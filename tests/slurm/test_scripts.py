@@ -80,7 +80,7 @@ def test_stage2_waits_for_stage1_and_starts_from_its_checkpoint(slurm, samples, 
 @pytest.mark.slow
 def test_usr1_checkpoints_requeues_and_repeats_no_iteration(slurm, samples, tmp_path):
     run, log = tmp_path / "run", tmp_path / "job.log"
-    total = 60
+    total = 30
     job = slurm.submit(
         STAGE1,
         log,
