@@ -48,6 +48,7 @@ def main() -> int:
         config = load_run_config(arguments.config, overrides)
         # megatron-core warns once per module and rank that it runs without Transformer Engine: --dry-run says so once.
         warnings.filterwarnings("ignore", module="megatron")
+        warnings.filterwarnings("ignore", module="torch.distributed.checkpoint")
         logging.getLogger("megatron").setLevel(logging.ERROR)
         # Imported late: --help and typing errors answer at once.
         import torch.distributed as dist

@@ -1,7 +1,7 @@
 """Encode a data set once and keep the features: training then needs neither encoders nor decoders.
 
 Examples:
-  python tools/cache_features.py --config tiny_stage1 --output runs/features --index-path [runs/quickstart/data/train]
+  python tools/cache_features.py --config tiny_stage1 --output runs/features --index-path [runs/quickstart/data]
   torchrun --nproc-per-node 8 tools/cache_features.py --config stage1_256p --output /data/features --index-path [/data]
   sbatch --array 0-63 --wrap 'python tools/cache_features.py ... --part $SLURM_ARRAY_TASK_ID --parts 64'
 

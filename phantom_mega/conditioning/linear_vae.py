@@ -216,7 +216,12 @@ def _symmetric(moment: torch.Tensor, mirrors: list[torch.Tensor]) -> torch.Tenso
 
 
 def _leading(covariance: torch.Tensor, count: int) -> torch.Tensor:
-    """Eigenvectors [size, count] of the largest eigenvalues, in falling order, largest entry positive."""
+    """Eigenvectors [size, count] of the largest eigenvalues, in falling order, the first of the largest entries positive.
+
+    A vector that is odd under a mirror has its largest entry twice, once with each sign: rounding must not choose
+    between them, else a fit on another machine flips channels.
+    """
     vectors = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :count]
-    largest = vectors.abs().argmax(0)
-    return vectors * vectors.gather(0, largest[None]).sign()  # a fixed sign: refitting gives the same file
+    size = vectors.abs()
+    first = (size > 0.999 * size.amax(0)).int().argmax(0)
+    return vectors * vectors.gather(0, first[None]).sign()

@@ -126,6 +126,7 @@ def load_checkpoint(path: Path, chunks: list, optimizer, scheduler, config: RunC
     loaded = dist_checkpointing.load(content, str(path), strategy)
     for i, chunk in enumerate(chunks):
         chunk.load_state_dict(loaded[f"model{i}"])
+    keep_schedule(loaded["optimizer"]["optimizer"]["param_groups"], optimizer.param_groups)
     optimizer.load_state_dict(loaded["optimizer"])
     if finetune:
         reset_moments(optimizer)
@@ -134,6 +135,26 @@ def load_checkpoint(path: Path, chunks: list, optimizer, scheduler, config: RunC
     scheduler.num_steps = 0
     scheduler.step(loaded["scheduler"]["num_steps"])
     return json.loads((path / "trainer_state.json").read_text())
+
+
+def keep_schedule(saved: list[dict], current: list[dict]) -> None:
+    """Give saved parameter groups the learning rates and weight decay of the current recipe.
+
+    megatron recognizes a group by all its settings, so that a checkpoint would not load into a phase with another
+    learning rate. Groups differ in `wd_mult` and `lr_mult` alone; those pair them here.
+
+    Args:
+        saved: groups of the checkpoint; changed in place, except their `step`.
+        current: groups of the optimizer that will read them.
+    """
+
+    def kind(group: dict) -> tuple:
+        return group.get("wd_mult"), group.get("lr_mult"), group.get("is_expert_parallel")
+
+    settings = {kind(group): group for group in current}
+    for group in saved:
+        match = settings.get(kind(group), {})
+        group.update({name: value for name, value in match.items() if name not in ("params", "step")})
 
 
 def check_same_model(path: Path, config: RunConfig) -> None:
