@@ -152,11 +152,10 @@ class LinearVideoVAE(ModelMixin, ConfigMixin):
         group_basis = _leading(group_covariance, latent_channels)
         # A still video's group latent is 2 * still^T frame; its first latent is 2 * (frame_basis R)^T frame.
         still = group_basis.reshape(TIME_STRIDE, FRAME_SIZE, latent_channels).sum(0) / FRAME_GAIN
-        left, _, right = torch.linalg.svd(frame_basis.T @ frame_covariance @ still)
         variance = (group_basis.T @ group_covariance @ group_basis).trace().item() / latent_channels
         vae = cls(latent_channels, scaling_factor=variance**-0.5)
         vae.mean.copy_(mean)
-        vae.frame_basis.copy_(frame_basis @ (left @ right))
+        vae.frame_basis.copy_(_aligned(frame_basis, frame_covariance, still))
         vae.group_basis.copy_(group_basis)
         return vae.eval()
 
@@ -216,12 +215,36 @@ def _symmetric(moment: torch.Tensor, mirrors: list[torch.Tensor]) -> torch.Tenso
 
 
 def _leading(covariance: torch.Tensor, count: int) -> torch.Tensor:
-    """Eigenvectors [size, count] of the largest eigenvalues, in falling order, the first of the largest entries positive.
+    """Eigenvectors [size, count] of the largest eigenvalues, in falling order, their signs fixed."""
+    return _signed(torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :count])
 
-    A vector that is odd under a mirror has its largest entry twice, once with each sign: rounding must not choose
-    between them, else a fit on another machine flips channels.
+
+def _signed(vectors: torch.Tensor) -> torch.Tensor:
+    """Columns whose first largest entry is positive.
+
+    A vector that is odd under a mirror has its largest entry twice, with either sign: rounding must not choose between
+    them, else a fit at another number of threads flips channels.
     """
-    vectors = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :count]
     size = vectors.abs()
     first = (size > 0.999 * size.amax(0)).int().argmax(0)
     return vectors * vectors.gather(0, first[None]).sign()
+
+
+def _aligned(basis: torch.Tensor, covariance: torch.Tensor, still: torch.Tensor) -> torch.Tensor:
+    """Rotate an orthonormal basis [size, C] towards `still` [size, C]: orthogonal Procrustes, weighted by covariance.
+
+    Channels that no still picture excites (those odd in time) are not determined by that. They take the components
+    that are left, in falling order of variance, so that every fit gives the same basis.
+    """
+    left, size, right = torch.linalg.svd(basis.T @ covariance @ still)
+    kept = size > 1e-9 * size[0]
+    aligned = basis @ left[:, kept] @ right[kept]
+    count = int((~kept).sum())
+    if count:
+        free = right[~kept]
+        channels = free.square().sum(0).argsort(descending=True, stable=True)[:count].sort().values
+        u, _, v = torch.linalg.svd(free[:, channels])
+        free = (u @ v).T @ free  # the orthonormal rows nearest to those channels' unit vectors
+        rest = basis @ left[:, ~kept]
+        aligned += _signed(rest @ _leading(rest.T @ covariance @ rest, count)) @ free
+    return aligned

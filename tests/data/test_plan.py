@@ -156,7 +156,7 @@ def test_each_epoch_is_planned_once_however_far_the_walk_has_come(index, monkeyp
     length = len(plan)
     for position in range(0, 7 * length, length // 3):
         plan.locate(position)
-        plan.locate(position)
+        plan.locate(max(position - length // 3, 0))  # a step back, maybe over the end of an epoch
     assert planned == list(range(plan.locate(position)[0] + 1)) and len(planned) >= 7
 
 

@@ -128,7 +128,7 @@ def test_impossible_triplets_are_refused(change, message):
 def test_impossible_references_are_refused_by_number(change, message):
     data = to_json(make_triplet(references=2))
     data["references"] = [data["references"][0], data["references"][1] | change]
-    with pytest.raises(UserError, match=f"sample 'clip_0': reference 1: {message}"):
+    with pytest.raises(UserError, match=f"^sample 'clip_0': reference 1: {message}"):
         from_json(data)
 
 

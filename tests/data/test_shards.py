@@ -140,6 +140,7 @@ def good_members():
         ({"clip_0.ref0.jpg": None}, "reference 0 .*subject 0.* is missing"),
         ({"../clip_0.png": b"x"}, "refused the member '../clip_0.png'"),
         ({"/etc/clip_0.png": b"x"}, "refused the member"),
+        ({"..": b"x"}, "refused the member '..'"),
         ({"other.webm": b"x"}, "rebuild the index"),
     ],
 )
