@@ -179,7 +179,7 @@ class DataConfig:
     pair_kinds: list[str] = field(default_factory=lambda: ["cross", "in"])
     """Kinds of references to train on."""
     decoder: str = "auto"
-    """`auto` (by device and codec), `dali` or `pyav`."""
+    """`auto` (DALI for what it decodes on this device, PyAV for the rest), `dali` (the rest is bad) or `pyav` alone."""
     decode_threads: int = 2
     """Threads of the decoder on each rank."""
     prefetch_packs: int = 2

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from phantom_mega.data.index import INDEX_NAME, TripletIndex, write_index
 from phantom_mega.data.schema import Triplet
 from phantom_mega.data.shards import scan_shard

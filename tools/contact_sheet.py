@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from phantom_mega.data.contact_sheet import contact_sheet
 from phantom_mega.data.index import TripletIndex
 from phantom_mega.errors import UserError

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from phantom_mega.conditioning.linear_vae import PATCH, SHIPPED, TIME_STRIDE, LinearVideoVAE
 from phantom_mega.data.samples import SOURCE_VIDEOS, decode_video, source_video
 from phantom_mega.errors import UserError

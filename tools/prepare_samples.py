@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from phantom_mega.data.samples import SHORT_SIDE, SPLITS, cache_folder, prepare_samples
 from phantom_mega.errors import UserError
 

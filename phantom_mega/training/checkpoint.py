@@ -180,8 +180,3 @@ _FREE = {
     "window_frames", "window_height", "window_width", "window_shift", "reference_injection", "max_references",
     "norm_epsilon", "rope_theta",
 }  # fmt: skip
-
-
-def consumed(state: dict) -> tuple[int, int]:
-    """(iteration, consumed_samples) of a loaded state; zeros for a new run."""
-    return state.get("iteration", 0), state.get("consumed_samples", 0)

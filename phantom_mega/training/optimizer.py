@@ -113,7 +113,7 @@ def update_ema(optimizer: ChainedOptimizer, decay: float, updates: int) -> float
     Args:
         optimizer: holds the sharded averages.
         decay: the final decay.
-        updates: n, optimizer steps done before this one.
+        updates: n, optimizer steps done, this one included.
 
     Returns:
         d, the decay used.
