@@ -1,11 +1,9 @@
 """From features to a microbatch: what is noised, what is dropped, what has loss."""
 
-import dataclasses
-
 import pytest
 import torch
 
-from phantom_mega.conditioning.head import FeatureDims
+from phantom_mega.conditioning.head import FeatureDims, SampleFeatures
 from phantom_mega.config import DataConfig, FlowConfig, ModelConfig, RunConfig
 from phantom_mega.data.plan import PlannedSample
 from phantom_mega.flow import interpolate, velocity
@@ -37,13 +35,7 @@ def pack():
 
 def features_of(pack):
     torch.manual_seed(0)
-    encoded = []
-    for sample in pack:
-        zeros = DIMS.zeros(sample.shape)
-        encoded.append(dataclasses.replace(zeros, valid=True))
-        for field, tensor in zip(dataclasses.fields(zeros), zeros.tensors()):
-            setattr(encoded[-1], field.name, torch.randn_like(tensor) + 3)
-    return encoded
+    return [SampleFeatures(*(torch.randn(size) + 3 for size in DIMS.sizes(sample.shape))) for sample in pack]
 
 
 def batch_of(pack, flow=NO_DROPOUT, features=None):
@@ -63,7 +55,7 @@ def test_video_tokens_are_noised_and_references_stay_clean(pack):
 def test_loss_counts_video_tokens_of_readable_samples_only(pack):
     features = features_of(pack)
     assert batch_of(pack).weight.nonzero().flatten().tolist() == [*range(18), *range(30, 36)]
-    features[0] = DIMS.zeros(pack[0].shape)
+    features[0] = SampleFeatures.zeros(pack[0].shape, DIMS)
     bad = batch_of(pack, features=features)
     assert bad.weight.nonzero().flatten().tolist() == list(range(30, 36))
     good = batch_of(pack)
