@@ -17,7 +17,8 @@
 #   VENV, PYTHON     environment folder [.venv], or the interpreter itself
 #   CONTAINER_IMAGE, CONTAINER_MOUNTS   run the ranks in a container (pyxis); mounts besides the repository, a:b,c:d
 #   OMP_NUM_THREADS  threads of a rank [cores / ranks, at most 8]
-#   REQUEUE, MAX_REQUEUES      requeue a batch job that stopped early [0], at most so often [100]
+#   REQUEUE, MAX_REQUEUES      requeue a batch job that stopped early or crashed [0], at most so often [100]
+#   MAX_CRASHES      give up after so many crashes in a row without a new checkpoint [3]
 #   PRINT_ONLY=1     print the command and leave
 set -euo pipefail
 
@@ -188,17 +189,51 @@ job_is_running() { # false for a job that was cancelled: requeueing it would bri
     [[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --states=all --format=%T) == RUNNING ]]
 }
 
-requeue() {
+requeued_by_slurm() { # it lost a node, or somebody called `scontrol requeue`
+    local restarts
+    restarts=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | grep -o 'Restarts=[0-9]*' || true)
+    ((${restarts#Restarts=} + 0 > ${SLURM_RESTART_COUNT:-0}))
+}
+
+requeue() { # WHY
     local restarts=${SLURM_RESTART_COUNT:-0}
-    if ! job_is_running; then
+    if requeued_by_slurm; then
+        echo "run.sh: $1; Slurm has requeued job $SLURM_JOB_ID (restart $((restarts + 1)))" >&2
+    elif ! job_is_running; then
         echo "run.sh: job $SLURM_JOB_ID was cancelled, so it is not requeued; submit it again to continue" >&2
     elif ((restarts >= ${MAX_REQUEUES:-100})); then
         echo "run.sh: job $SLURM_JOB_ID was requeued $restarts times already (MAX_REQUEUES); it ends here" >&2
     else
-        echo "run.sh: stopped early with a checkpoint; requeueing job $SLURM_JOB_ID (restart $((restarts + 1)))" >&2
+        echo "run.sh: $1; requeueing job $SLURM_JOB_ID (restart $((restarts + 1)))" >&2
         scontrol requeue "$SLURM_JOB_ID"
         trap - TERM
         sleep 60 # Slurm ends this script as part of the requeue
+    fi
+}
+
+count_crash() { # note a crash in a file of the job; set `crashes`, those in a row at one checkpoint
+    local file=${RUN_DIR:-$repo/runs}/.crashes.$SLURM_JOB_ID place before=""
+    place=$(cat "${RUN_DIR:-}/checkpoints/latest_checkpointed_iteration.txt" 2>/dev/null || echo none)
+    crashes=0
+    if [[ -s $file ]]; then read -r before crashes <"$file"; fi
+    [[ $before == "$place" ]] || crashes=0
+    crashes=$((crashes + 1))
+    mkdir -p "$(dirname "$file")"
+    echo "$place $crashes" >"$file"
+}
+
+# A rank that died, a node that hung: the next start may well go on from the last checkpoint. Bad input will not.
+requeue_crashed() {
+    if [[ -e $REFUSED_FILE ]]; then
+        rm -f "$REFUSED_FILE"
+        code=2
+        return
+    fi
+    count_crash
+    if ((crashes >= ${MAX_CRASHES:-3})); then
+        echo "run.sh: $crashes crashes in a row without a new checkpoint (MAX_CRASHES); job $SLURM_JOB_ID ends here" >&2
+    else
+        requeue "the ranks crashed (exit code $code)"
     fi
 }
 
@@ -217,6 +252,7 @@ main() {
         [[ -z ${SLURM_JOB_ID:-} ]] || role="batch"
         # Seen by all nodes of the job, and by no other run.
         export STOPPED_FILE=${RUN_DIR:-$repo/runs}/.stopped_early.${SLURM_JOB_ID:-$$}
+        export REFUSED_FILE=${RUN_DIR:-$repo/runs}/.refused.${SLURM_JOB_ID:-$$}
     fi
     if [[ $role == batch ]]; then build_srun_command "$@"; else build_torchrun_command "$@"; fi
     if [[ -n ${PRINT_ONLY:-} ]]; then
@@ -224,12 +260,16 @@ main() {
         echo
         exit 0
     fi
-    if [[ $role != node ]]; then rm -f "$STOPPED_FILE"; fi
+    if [[ $role != node ]]; then rm -f "$STOPPED_FILE" "$REFUSED_FILE"; fi
     start
     if [[ $role != node && $code == 0 && -e $STOPPED_FILE ]]; then
         rm -f "$STOPPED_FILE"
         code=$ex_tempfail
-        if [[ $role == batch && ${REQUEUE:-0} == 1 ]]; then requeue; fi
+        if [[ $role == batch && ${REQUEUE:-0} == 1 ]]; then requeue "stopped early with a checkpoint"; fi
+    elif [[ $role == batch && $code != 0 && ${REQUEUE:-0} == 1 ]]; then
+        requeue_crashed
+    elif [[ $role != node ]]; then
+        rm -f "$REFUSED_FILE"
     fi
     exit "$code"
 }

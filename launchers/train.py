@@ -13,6 +13,7 @@ own checkpoint in train.save goes on from it. SIGTERM and SIGUSR1 mean: save and
 import argparse
 import faulthandler
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -20,7 +21,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from phantom_mega.config_io import fields, load_run_config, recipe_names
-from phantom_mega.errors import UserError
+from phantom_mega.errors import EXIT_HUNG, DataWorkerError, UserError
+from phantom_mega.processes import keep_memory_flat
 
 
 def print_fields() -> None:
@@ -65,8 +67,13 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except DataWorkerError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(EXIT_HUNG)  # an ordinary end would wait for the thread that hangs
 
 
 if __name__ == "__main__":
     faulthandler.enable()
+    keep_memory_flat()
     sys.exit(main())

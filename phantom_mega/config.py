@@ -103,7 +103,7 @@ class ParallelConfig:
     attention_backend: str = "auto"
     """`sdpa` (a call per window), `varlen` (torch's flash), `te` (Transformer Engine thd); `auto` picks by device."""
     distributed_timeout_minutes: float = 10.0
-    """Minutes after which a stuck collective fails the job."""
+    """Minutes without progress (a step, a save, a collective) after which ranks dump their stacks and the job ends."""
 
 
 @dataclass
@@ -188,6 +188,8 @@ class DataConfig:
     """Unreadable samples, over all ranks, after which the run stops."""
     max_clip_bytes: int = 1 << 30
     """A clip larger than this is refused as a bad sample, unread."""
+    worker_timeout: float = 300.0
+    """Seconds that a step waits for data before the run ends and names the sample that is stuck; 0 waits for ever."""
 
 
 @dataclass
@@ -232,6 +234,14 @@ class TrainConfig:
     """With `load`: take weights and EMA only; iteration, optimizer and data position start anew."""
     save_interval: int = 1000
     """Iterations between checkpoints."""
+    async_save: bool = False
+    """Write checkpoints in the background while training goes on; a checkpoint counts once it is whole."""
+    most_recent_k: int = 0
+    """Newest checkpoints to keep; older ones are removed after a save. 0 keeps all."""
+    save_retain_interval: int | None = None
+    """Checkpoints of iterations divisible by this are never removed."""
+    verify_integrity: bool = True
+    """Before loading, compare every file's SHA-256 with `integrity.json`, divided over ranks; false compares sizes."""
     log_interval: int = 1
     """Iterations between log lines."""
     timestep_bins: int = 10

@@ -24,6 +24,7 @@ from phantom_mega.config import ResolutionConfig, RunConfig
 from phantom_mega.errors import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
+_MAX_RECIPE_BYTES = 1 << 20
 
 
 @functools.cache
@@ -73,8 +74,14 @@ def _read_recipe(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
     if path in seen:
         raise UserError(f"recipe {path} names itself under `base`")
     try:
-        data = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        if path.stat().st_size > _MAX_RECIPE_BYTES:
+            raise UserError(f"recipe {path} is larger than {_MAX_RECIPE_BYTES} bytes; it is no recipe")
+        text = path.read_text()
+        # A few lines of aliases of aliases stand for gigabytes.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise UserError(f"recipe {path} uses YAML aliases (*name); write the value out, or share it by `base`")
+        data = yaml.safe_load(text) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"recipe {path} is not valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise UserError(f"recipe {path} must hold sections ({', '.join(sections())}), not {type(data).__name__}")

@@ -1,5 +1,8 @@
 """Errors that a user can act on: launchers and tools print them as one message, without a traceback."""
 
+# Exit code of a process that made no progress; unlike 2 (bad input), another start may work.
+EXIT_HUNG = 71
+
 
 class UserError(ValueError):
     """Bad input: the message says what was wrong, where, and the nearest right value."""
@@ -17,3 +20,10 @@ class BadSampleError(UserError):
     def __init__(self, key: str, shard: str, reason: str):
         super().__init__(f"{shard}, sample {key}: {reason}")
         self.key, self.shard, self.reason = key, shard, reason
+
+
+class DataWorkerError(RuntimeError):
+    """The data's background thread hangs or died: a stuck file system, a decoder that never returns.
+
+    Not a `UserError`: the same run may well work on another machine, so a cluster job is started again.
+    """

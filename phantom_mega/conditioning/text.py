@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -30,7 +31,7 @@ def load_tokenizer(name: str):
         UserError: it cannot be loaded, or has neither a padding nor an end token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_source(name))
+        tokenizer = AutoTokenizer.from_pretrained(resolve_source(name), trust_remote_code=False)
     except UserError:
         raise
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -147,7 +148,7 @@ def load_text_encoder(config: ConditioningConfig, device: torch.device | str) ->
     torch_dtype = DTYPES[dtype] if torch.device(device).type == "cuda" else torch.float32
     try:
         with _quiet():
-            model = AutoModel.from_pretrained(resolve_source(name), dtype=torch_dtype)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+            model = AutoModel.from_pretrained(resolve_source(name), dtype=torch_dtype, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise explain_missing("the text encoder", name, error) from None
     return FrozenTextEncoder(model.to(device), tokenizer, name)

@@ -6,6 +6,7 @@ B: batch, C: latent channels, F: frames, T = 1 + (F-1)/4: latent frames, h w: la
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
@@ -111,7 +112,7 @@ def load_vae(config: ConditioningConfig, device: torch.device | str, dtype: torc
         model = CLASSES[name].from_pretrained(source, subfolder=subfolder, torch_dtype=dtype)
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         message = explain_missing("the VAE", config.vae, error)
         raise UserError(f"{message}{'' if subfolder else _hint(source)}") from None
     on_gpu = torch.device(device).type == "cuda"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import open_clip
@@ -122,7 +123,7 @@ def load_vision_tower(
         model = open_clip.create_model(
             name, pretrained=pretrained, require_pretrained=True, force_preprocess_cfg=preprocess
         )
-    except (RuntimeError, OSError, ValueError, KeyError, SafetensorError) as error:
+    except (RuntimeError, OSError, ValueError, KeyError, SafetensorError, UnpicklingError) as error:
         raise explain_missing("the vision tower", config.vision_encoder, error) from None
     tower = model.visual
     size = tower.image_size if isinstance(tower.image_size, (tuple, list)) else (tower.image_size,) * 2

@@ -34,7 +34,6 @@ def install() -> None:
     _redirect_random_state()
     _redirect_literal_devices()
     _redirect_streams()
-    _fork_checkpoint_writers()
 
 
 def _ignore():
@@ -124,11 +123,3 @@ def _redirect_streams() -> None:
     torch.cuda.current_stream = torch.cuda.default_stream = lambda *args, **kwargs: _Stream()
     torch.cuda.stream = lambda stream: contextlib.nullcontext()
     torch.Tensor.record_stream = _ignore()
-
-
-def _fork_checkpoint_writers() -> None:
-    """Spawned writers cost seconds per rank and import `__main__` anew; without CUDA a fork is safe."""
-    import megatron.core.dist_checkpointing.strategies.filesystem_async as filesystem_async
-
-    queue = filesystem_async.get_write_results_queue
-    filesystem_async.get_write_results_queue = lambda mp_mode="fork": queue("fork")

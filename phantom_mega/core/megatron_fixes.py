@@ -6,13 +6,20 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
+import os
+from multiprocessing.managers import SyncManager
+from queue import Queue
 
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
-from megatron.core.dist_checkpointing.strategies import fully_parallel
+from megatron.core.dist_checkpointing.strategies import filesystem_async, fully_parallel
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.optimizer import distrib_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+from phantom_mega.processes import end_with_parent
 
 _applied = False
 
@@ -25,6 +32,8 @@ def apply() -> None:
     _applied = True
     _keep_padding_between_buckets()
     _write_shards_held_twice_once()
+    _write_equal_metadata_for_equal_checkpoints()
+    _end_result_server_with_the_run()
     if not distrib_optimizer.HAVE_APEX_OR_TE:
         _keep_torch_adamw_state()
 
@@ -86,6 +95,27 @@ def _write_shards_held_twice_once() -> None:
                 appointed.add(shard)
 
     fully_parallel.distribute_main_replicas_with_precomputed_distribution = distribute_
+
+
+def _write_equal_metadata_for_equal_checkpoints() -> None:
+    """torch notes a random number and the temporary folder's path in `.metadata`; nothing reads them."""
+    FileSystemWriterAsync.storage_meta = lambda self: None
+
+
+def _end_result_server_with_the_run() -> None:
+    """megatron starts a server process for the results of checkpoint writers, which outlives a rank that is killed.
+
+    Without CUDA it is forked: a spawned one costs seconds per rank and imports `__main__` anew.
+    """
+
+    @functools.cache
+    def get_write_results_queue(mp_mode: str = "spawn") -> Queue:
+        context = multiprocessing.get_context(mp_mode if torch.cuda.is_available() else "fork")
+        manager = SyncManager(ctx=context)
+        manager.start(end_with_parent, (os.getpid(),))
+        return manager.Queue()
+
+    filesystem_async.get_write_results_queue = get_write_results_queue
 
 
 def _keep_torch_adamw_state() -> None:

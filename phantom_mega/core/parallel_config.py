@@ -1,4 +1,4 @@
-"""From the run's configuration to megatron-core's: layout checks, TransformerConfig, DDP settings, process groups."""
+"""From the run's configuration to megatron-core's: TransformerConfig, DDP settings, process groups."""
 
 from __future__ import annotations
 
@@ -13,103 +13,8 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from megatron.core.transformer import TransformerConfig
 
-from phantom_mega.config import DataConfig, ModelConfig, ParallelConfig, PrecisionConfig
-from phantom_mega.errors import UserError
-from phantom_mega.hf.transformer_phantom import check_sizes
-
-
-def layers_per_chunk(model: ModelConfig, parallel: ParallelConfig) -> int:
-    """Blocks of one model chunk: a pipeline rank holds `virtual_pipeline_model_parallel_size` chunks, or one."""
-    return model.num_layers // (
-        parallel.pipeline_model_parallel_size * (parallel.virtual_pipeline_model_parallel_size or 1)
-    )
-
-
-def check_layout(
-    model: ModelConfig, parallel: ParallelConfig, data: DataConfig | None = None, world_size: int | None = None
-) -> None:
-    """Refuse layouts that cannot be built, before any process group exists.
-
-    Args:
-        model, parallel: the model and its layout.
-        data: also check that sequence parallelism can split its packs.
-        world_size: also check that the ranks can form the layout.
-
-    Raises:
-        UserError: names the field, its value and what it must be.
-    """
-    check_sizes(model.hidden_size, model.num_attention_heads, model.rope_axes_dim)
-    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    vpp = parallel.virtual_pipeline_model_parallel_size
-    for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
-        if getattr(parallel, name) < 1:
-            raise UserError(f"parallel.{name}={getattr(parallel, name)} must be at least 1")
-    for name in ("num_attention_heads", "ffn_hidden_size"):
-        if getattr(model, name) % tp:
-            raise UserError(f"model.{name}={getattr(model, name)} is not a multiple of tensor_model_parallel_size={tp}")
-    if vpp is not None and pp == 1:
-        raise UserError(
-            f"virtual_pipeline_model_parallel_size={vpp} needs pipeline_model_parallel_size > 1; "
-            "set it to null or use more pipeline stages"
-        )
-    if vpp is not None and vpp < 2:
-        raise UserError(f"virtual_pipeline_model_parallel_size={vpp} must be at least 2, or null for plain 1F1B")
-    if model.num_layers % (pp * (vpp or 1)):
-        raise UserError(
-            f"model.num_layers={model.num_layers} is not a multiple of pipeline_model_parallel_size x "
-            f"virtual_pipeline_model_parallel_size = {pp} x {vpp or 1}"
-        )
-    if parallel.sequence_parallel and tp == 1:
-        raise UserError("sequence_parallel=true needs tensor_model_parallel_size > 1; switch one of them")
-    if parallel.overlap_param_gather and not parallel.overlap_grad_reduce:
-        raise UserError("overlap_param_gather=true needs overlap_grad_reduce=true; set it too")
-    _check_recompute(model, parallel)
-    if data is not None and parallel.sequence_parallel:
-        for name in ("seq_length", "text_seq_length"):
-            if getattr(data, name) % tp:
-                raise UserError(
-                    f"data.{name}={getattr(data, name)} is not a multiple of tensor_model_parallel_size={tp}, over "
-                    f"which sequence_parallel splits it; use {-(-getattr(data, name) // tp) * tp}"
-                )
-    if world_size is not None:
-        check_world_size(parallel, world_size)
-
-
-def check_world_size(parallel: ParallelConfig, world_size: int) -> None:
-    """Raises:
-    UserError: the ranks cannot form whole model replicas.
-    """
-    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    if world_size % (tp * pp):
-        raise UserError(
-            f"{world_size} ranks cannot form groups of tensor_model_parallel_size x pipeline_model_parallel_size = "
-            f"{tp} x {pp}; start a multiple of {tp * pp}"
-        )
-
-
-def _check_recompute(model: ModelConfig, parallel: ParallelConfig) -> None:
-    if parallel.recompute_granularity not in (None, "full"):
-        raise UserError(f"recompute_granularity={parallel.recompute_granularity!r} is unknown; use full or null")
-    layers, per_chunk = parallel.recompute_num_layers, layers_per_chunk(model, parallel)
-    if layers is not None and parallel.recompute_granularity is None:
-        raise UserError(f"recompute_num_layers={layers} has no effect without recompute_granularity=full; set both")
-    if layers is not None and not 1 <= layers <= per_chunk:
-        raise UserError(f"recompute_num_layers={layers} must lie in 1..{per_chunk}, the layers of a pipeline stage")
-
-
-def check_num_microbatches(parallel: ParallelConfig, num_microbatches: int) -> None:
-    """The interleaved schedule takes microbatches in groups of the pipeline size.
-
-    Raises:
-        UserError: `num_microbatches` (packs of one iteration on one data-parallel rank) is not such a multiple.
-    """
-    pp = parallel.pipeline_model_parallel_size
-    if parallel.virtual_pipeline_model_parallel_size and num_microbatches % pp:
-        raise UserError(
-            f"{num_microbatches} microbatches per data-parallel rank are not a multiple of "
-            f"pipeline_model_parallel_size={pp}, which the interleaved schedule needs; change global_batch_size or "
-            "set virtual_pipeline_model_parallel_size=null"
-        )
+from phantom_mega.config import ModelConfig, ParallelConfig, PrecisionConfig
+from phantom_mega.parallel_layout import check_layout, check_world_size, layers_per_chunk
 
 
 def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig) -> TransformerConfig:

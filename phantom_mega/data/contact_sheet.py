@@ -5,13 +5,13 @@ Each reference has a colour, which frames its image and its phrase in the captio
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import av
 import matplotlib
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from phantom_mega.data.decode import open_clip, open_image
 from phantom_mega.data.index import TripletIndex
 from phantom_mega.data.schema import IMAGE_EXTENSIONS, Reference
 from phantom_mega.data.shards import RawTriplet, ShardReader
@@ -39,10 +39,10 @@ def clip_frames(raw: RawTriplet, count: int) -> list[Image.Image]:
     """
     try:
         if raw.clip_ext in IMAGE_EXTENSIONS:
-            return [Image.open(io.BytesIO(raw.clip)).convert("RGB")]
-        with av.open(io.BytesIO(raw.clip)) as container:
+            return [Image.fromarray(open_image(raw.clip))]
+        with open_clip(raw.clip) as container:
             frames = list(container.decode(video=0))
-    except (av.FFmpegError, IndexError, OSError) as error:
+    except (av.FFmpegError, IndexError, OSError, ValueError) as error:
         raise BadSampleError(raw.triplet.key, raw.shard, f"the clip cannot be decoded: {error}") from None
     if not frames:
         raise BadSampleError(raw.triplet.key, raw.shard, "the clip has no frames")
@@ -94,7 +94,7 @@ def _draw_lines(draw: ImageDraw.ImageDraw, x: int, y: int, lines: list, size: in
 
 def _reference_tile(data: bytes, reference: Reference, colour: str) -> Image.Image:
     """One reference: the image in its colour's frame, kind and category under it, the phrase below."""
-    image = ImageOps.contain(Image.open(io.BytesIO(data)).convert("RGB"), (REFERENCE_WIDTH - 6, HEIGHT - 6))
+    image = ImageOps.contain(Image.fromarray(open_image(data)), (REFERENCE_WIDTH - 6, HEIGHT - 6))
     lines = wrap([(word, None) for word in reference.phrase.split()], REFERENCE_WIDTH, 11)
     tile = Image.new("RGB", (REFERENCE_WIDTH, HEIGHT + 24 + 15 * len(lines)), CARD)
     draw = ImageDraw.Draw(tile)
@@ -134,7 +134,7 @@ def draw_card(raw: RawTriplet, frame_count: int = 4) -> Image.Image:
     frames = clip_frames(raw, frame_count)
     try:
         tiles = [_reference_tile(*given) for given in zip(raw.references, triplet.references, COLOURS)]
-    except (UnidentifiedImageError, OSError) as error:
+    except ValueError as error:
         raise BadSampleError(triplet.key, raw.shard, f"a reference cannot be decoded: {error}") from None
     words = phrase_colours(triplet.caption, [reference.phrase for reference in triplet.references])
     references_width = max(3, len(tiles)) * (REFERENCE_WIDTH + GAP)

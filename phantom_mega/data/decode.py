@@ -23,11 +23,17 @@ from phantom_mega.config import DataConfig
 from phantom_mega.data.plan import PlannedSample
 from phantom_mega.data.schema import IMAGE_EXTENSIONS
 from phantom_mega.data.shards import RawTriplet
+from phantom_mega.data.watch import InFlight
 from phantom_mega.errors import BadSampleError, UserError
 from phantom_mega.geometry import contain_size, cover_size
 
 # Timestamps of a constant frame rate may be rounded (webm: to milliseconds) but not by half a frame.
 MAX_JITTER = 0.5
+# Larger pictures are refused before they are unpacked: an 8k x 8k frame has 67 million pixels.
+MAX_PIXELS = 1 << 27
+# By content FFmpeg would also take playlists that name files and addresses, and PIL formats that start programs.
+_CONTAINERS = "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,avi"
+_IMAGES = ("JPEG", "PNG")
 # The colour conversion of DALI's CPU decoder, bit for bit. FFmpeg's default repeats chroma instead of interpolating it.
 _TO_RGB = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 
@@ -67,27 +73,59 @@ def is_image(raw: RawTriplet) -> bool:
 
 
 def open_image(data: bytes, mask: bytes | None = None) -> np.ndarray:
-    """Image bytes to uint8 [h, w, 3]: turned by EXIF, transparency and what lies outside the mask become white.
+    """JPEG or PNG bytes to uint8 [h, w, 3]: turned by EXIF, transparency and what lies outside the mask become white.
 
     Raises:
-        ValueError: the bytes are no image, or one that would unpack to hundreds of megabytes.
+        ValueError: the bytes are no such image, or one that would unpack to hundreds of megabytes.
+    """
+    try:
+        image = ImageOps.exif_transpose(open_header(data))
+        if image.mode.startswith("I"):  # 16 bits: PIL would clip instead of scale
+            image = Image.fromarray((np.asarray(image, dtype=np.float32) / 257).round().astype(np.uint8))
+        if image.has_transparency_data:
+            rgba = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        image = image.convert("RGB")
+        if mask is not None:
+            inside = open_header(mask).convert("L").resize(image.size)
+            image = Image.composite(image, Image.new("RGB", image.size, "white"), inside)
+    except Exception as error:  # PIL's parsers raise nearly anything on damaged files
+        raise ValueError(f"the image cannot be read ({error})") from None
+    return np.asarray(image)
+
+
+def open_header(data: bytes) -> Image.Image:
+    """A JPEG or PNG whose pixels are not unpacked yet.
+
+    Raises:
+        ValueError: it has more than `MAX_PIXELS`.
+        Exception: nearly any, for bytes that are no such image.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-            if image.mode.startswith("I"):  # 16 bits: PIL would clip instead of scale
-                image = Image.fromarray((np.asarray(image, dtype=np.float32) / 257).round().astype(np.uint8))
-            if image.has_transparency_data:
-                rgba = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            image = image.convert("RGB")
-            if mask is not None:
-                inside = Image.open(io.BytesIO(mask)).convert("L").resize(image.size)
-                image = Image.composite(image, Image.new("RGB", image.size, "white"), inside)
-        except Exception as error:  # PIL's parsers raise nearly anything on damaged files
-            raise ValueError(f"the image cannot be read ({error})") from None
-    return np.asarray(image)
+        # PIL warns at a limit of its own; ours is checked here, not by a filter that threads would share.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(io.BytesIO(data), formats=_IMAGES)
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"it has {image.width}x{image.height} pixels; {MAX_PIXELS} are the most")
+    return image
+
+
+def open_clip(clip: bytes) -> av.container.InputContainer:
+    """A clip's container, by PyAV: Matroska, MP4 or AVI; nothing but these bytes is opened.
+
+    Raises:
+        av.error.FFmpegError: it is none of these.
+        ValueError: its frames have more than `MAX_PIXELS`.
+    """
+    limits = {"max_pixels": str(MAX_PIXELS)}
+    container = av.open(io.BytesIO(clip), options={"format_whitelist": _CONTAINERS, "protocol_whitelist": ""} | limits)
+    for stream in container.streams.video:
+        if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
+            size = f"{stream.codec_context.width}x{stream.codec_context.height}"
+            container.close()
+            raise ValueError(f"the clip has frames of {size} pixels; {MAX_PIXELS} pixels are the most")
+        stream.codec_context.options = limits  # a frame may be larger than its container says
+    return container
 
 
 def to_unit(frames: torch.Tensor) -> torch.Tensor:
@@ -151,7 +189,7 @@ def probe_clip(raw: RawTriplet) -> ClipInfo:
     if not raw.clip:
         raise ValueError("the clip has zero bytes")
     try:
-        with av.open(io.BytesIO(raw.clip)) as container:
+        with open_clip(raw.clip) as container:
             if not container.streams.video:
                 raise ValueError("the clip has no video stream")
             stream = container.streams.video[0]
@@ -202,7 +240,7 @@ def decode_clip(clip: bytes, sample: PlannedSample, threads: int = 1) -> torch.T
     video = torch.empty(3, sample.num_frames, sample.height, sample.width)
     convert = VideoReformatter()
     try:
-        with av.open(io.BytesIO(clip)) as container:
+        with open_clip(clip) as container:
             stream = container.streams.video[0]
             stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
             for number, frame in enumerate(container.decode(stream)):
@@ -247,10 +285,12 @@ class PyAVDecoder:
     Args:
         threads: samples are shared out to so many; a lone sample gets them all.
         device: where the tensors are put.
+        tasks: told of every sample that is being decoded.
     """
 
-    def __init__(self, threads: int = 1, device: torch.device | str = "cpu"):
-        self.threads, self.device = threads, torch.device(device)
+    def __init__(self, threads: int = 1, device: torch.device | str = "cpu", tasks: InFlight | None = None):
+        self.threads, self.device, self.tasks = threads, torch.device(device), tasks or InFlight()
+        self._pool: ThreadPoolExecutor | None = None
 
     def decode(self, items: Sequence[tuple[PlannedSample, RawTriplet]]) -> list[DecodedTriplet]:
         """Decode samples; one that cannot be read gets `error` and zeros."""
@@ -259,7 +299,8 @@ class PyAVDecoder:
     def decode_one(self, sample: PlannedSample, raw: RawTriplet, threads: int = 1) -> DecodedTriplet:
         """Decode one sample."""
         try:
-            crops = read_references(sample, raw)
+            with self.tasks.at(f"decoding the references of sample {sample.key} of {raw.shard}"):
+                crops = read_references(sample, raw)
             video = self.video(sample, raw, threads)
         except ValueError as error:
             return failed(sample, str(BadSampleError(sample.key, raw.shard, str(error))), self.device)
@@ -278,11 +319,12 @@ class PyAVDecoder:
         Raises:
             ValueError: it cannot be read.
         """
-        if is_image(raw):
-            image = cover_crop(image_tensor(open_image(raw.clip)), sample.height, sample.width)
-            return to_unit(image)[:, None].to(self.device)
-        probe_clip(raw)
-        return decode_clip(raw.clip, sample, threads).to(self.device)
+        with self.tasks.at(f"decoding sample {sample.key} of {raw.shard}"):
+            if is_image(raw):
+                image = cover_crop(image_tensor(open_image(raw.clip)), sample.height, sample.width)
+                return to_unit(image)[:, None].to(self.device)
+            probe_clip(raw)
+            return decode_clip(raw.clip, sample, threads).to(self.device)
 
     def _video_or_error(self, sample: PlannedSample, raw: RawTriplet, threads: int) -> torch.Tensor | ValueError:
         try:
@@ -294,23 +336,25 @@ class PyAVDecoder:
         """`function(sample, raw, threads)` of every item, in order."""
         if len(items) < 2 or self.threads < 2:
             return [function(*item, self.threads) for item in items]
-        with ThreadPoolExecutor(min(self.threads, len(items))) as pool:
-            return list(pool.map(lambda item: function(*item, 1), items))
+        if self._pool is None:
+            # Kept: every thread that FFmpeg was called from leaves some bytes behind.
+            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decoder")
+        return list(self._pool.map(lambda item: function(*item, 1), items))
 
 
-def make_decoder(data: DataConfig, device: torch.device | str = "cpu"):
+def make_decoder(data: DataConfig, device: torch.device | str = "cpu", tasks: InFlight | None = None):
     """The decoder that `data.decoder` names; has `.decode(list of (PlannedSample, RawTriplet))`.
 
     `auto`: DALI for what it decodes on this device, PyAV for the rest. `dali`: a clip that DALI does not decode is a
-    bad sample, for runs that must not fall back to the CPU. `pyav`: PyAV alone.
+    bad sample, for runs that must not fall back to the CPU. `pyav`: PyAV alone. `tasks` is told what is being decoded.
 
     Raises:
         UserError: an unknown name.
     """
     if data.decoder == "pyav":
-        return PyAVDecoder(data.decode_threads, device)
+        return PyAVDecoder(data.decode_threads, device, tasks)
     if data.decoder in ("auto", "dali"):
         from phantom_mega.data.decode_dali import DaliDecoder
 
-        return DaliDecoder(data, torch.device(device), fallback=data.decoder == "auto")
+        return DaliDecoder(data, torch.device(device), fallback=data.decoder == "auto", tasks=tasks)
     raise UserError(f"data.decoder={data.decoder!r} is unknown; use auto, dali or pyav")

@@ -6,10 +6,8 @@ a batch. On a GPU clips are decoded by NVDEC ("mixed" backend) and stay there.
 
 from __future__ import annotations
 
-import io
 import logging
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +16,7 @@ import nvidia.dali.fn as fn
 import nvidia.dali.types as types
 import torch
 from nvidia.dali import pipeline_def
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
 from phantom_mega.config import DataConfig
 from phantom_mega.data.decode import (
@@ -29,6 +27,7 @@ from phantom_mega.data.decode import (
     failed,
     image_tensor,
     is_image,
+    open_header,
     open_image,
     pad_white,
     probe_clip,
@@ -36,6 +35,7 @@ from phantom_mega.data.decode import (
 )
 from phantom_mega.data.plan import PlannedSample
 from phantom_mega.data.shards import RawTriplet
+from phantom_mega.data.watch import InFlight
 from phantom_mega.errors import BadSampleError
 from phantom_mega.geometry import contain_size, cover_size
 
@@ -170,18 +170,23 @@ class DaliDecoder:
         data: threads.
         device: `cuda` decodes there.
         fallback: PyAV decodes clips that DALI does not; else they are bad samples.
+        tasks: told of the samples that are being decoded.
     """
 
-    def __init__(self, data: DataConfig, device: torch.device, fallback: bool = True):
-        self.device, self.fallback = device, fallback
+    def __init__(self, data: DataConfig, device: torch.device, fallback: bool = True, tasks: InFlight | None = None):
+        self.device, self.fallback, self.tasks = device, fallback, tasks or InFlight()
         on_gpu = device.type == "cuda"
         self.codecs, self.formats = (GPU_CODECS, GPU_FORMATS) if on_gpu else (CPU_CODECS, CPU_FORMATS)
-        self.pyav = PyAVDecoder(data.decode_threads, device)
+        self.pyav = PyAVDecoder(data.decode_threads, device, self.tasks)
         self._clips = _Runner(_clip_pipeline, data, device)
         self._images = _Runner(_image_pipeline, data, device)
 
     def decode(self, items: Sequence[Item]) -> list[DecodedTriplet]:
         """Decode samples; one that cannot be read gets `error` and zeros."""
+        with self.tasks.at("decoding by DALI samples " + ", ".join(f"{s.key} of {raw.shard}" for s, raw in items)):
+            return self._decode(items)
+
+    def _decode(self, items: Sequence[Item]) -> list[DecodedTriplet]:
         jobs = [_ImageJob(raw.clip, None, cover_size, sample) for sample, raw in items if is_image(raw)]
         for sample, raw in items:
             jobs += [
@@ -287,10 +292,8 @@ class _ImageJob:
     def size_for_dali(self) -> tuple[int, int] | None:
         """(height, width) as shown, if DALI gives what `open_image` does: no alpha, no mask, 8 bits."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                image = Image.open(io.BytesIO(self.data))
-                turned = image.getexif().get(ExifTags.Base.Orientation, 1)
+            image = open_header(self.data)
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1)
         except Exception:  # PIL's parsers raise nearly anything on damaged files; `by_pil` will say what
             return None
         plain = image.format == "JPEG" or (image.format == "PNG" and turned == 1 and not image.has_transparency_data)

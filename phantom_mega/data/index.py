@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from phantom_mega.data.hashing import hash_keys
@@ -270,6 +271,9 @@ def _read(file: Path) -> tuple[pa.Table, str]:
     empty = [name for name in table.column_names if table.column(name).null_count]
     if empty:
         raise UserError(f"{file} has rows without a value for {', '.join(empty)}; rebuild it with tools/build_index.py")
+    for name in ("offset", "bytes", "clip_bytes"):
+        if table.num_rows and pc.min(table.column(name)).as_py() < 0:
+            raise UserError(f"{file} has a negative {name}; rebuild it with tools/build_index.py")
     folder = file.parent.resolve()
     shards = _one_array(table.column("shard").unify_dictionaries())
     names = shards.dictionary.to_pylist()

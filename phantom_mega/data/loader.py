@@ -14,7 +14,13 @@ from phantom_mega.config import DataConfig
 from phantom_mega.data.decode import DecodedTriplet, failed, make_decoder
 from phantom_mega.data.plan import Pack, PackPlan, PlannedSample
 from phantom_mega.data.shards import RawTriplet, ShardReader
+from phantom_mega.data.watch import InFlight, report_stuck
 from phantom_mega.errors import BadSampleError, UserError
+
+# References, masks and JSON of a sample, together.
+MAX_REST_BYTES = 256 << 20
+# After these seconds a thread that does not end is left behind: it dies with the process.
+_CLOSE_SECONDS = 20.0
 
 # (pack, its samples: decoded where they are this rank's share, else None)
 Microbatch = tuple[Pack, list[DecodedTriplet | None]]
@@ -72,8 +78,9 @@ class PackLoader:
         self._per_iteration = global_batch_size // data_parallel_size
         # Packs, not iterations: with gradient accumulation an iteration may be larger than memory.
         self._ready: queue.Queue[Microbatch | BaseException] = queue.Queue(max(1, data.prefetch_packs))
-        self._closed = threading.Event()
+        self._closed, self._abandoned = threading.Event(), False
         self._failure: BaseException | None = None
+        self.tasks = InFlight()
         self._thread = threading.Thread(target=self._work, args=(start_position,), name="pack-loader", daemon=True)
         self._thread.start()
 
@@ -90,6 +97,7 @@ class PackLoader:
         """The next iteration's microbatches.
 
         Raises:
+            DataWorkerError: nothing came for `data.worker_timeout` seconds, or the thread is gone; stacks were printed.
             Exception: whatever stopped the background thread, now and at every later call.
             StopIteration: after `close`.
         """
@@ -104,7 +112,7 @@ class PackLoader:
         if self._closed.is_set():
             raise StopIteration
         started = time.monotonic()
-        item = self._ready.get()
+        item = self._wait(started)
         self.wait_seconds += time.monotonic() - started
         if isinstance(item, BaseException):
             self._failure = item
@@ -112,10 +120,29 @@ class PackLoader:
             raise item
         return item
 
+    def _wait(self, started: float) -> Microbatch | BaseException:
+        """The next item, or what to raise in its place."""
+        timeout = self.data.worker_timeout
+        while True:
+            # Asked before the queue: what a thread left there at its end still counts.
+            alive = self._thread.is_alive()
+            try:
+                return self._ready.get(timeout=min(1.0, timeout / 4) if timeout else 1.0)
+            except queue.Empty:
+                waited = time.monotonic() - started
+            if not alive:
+                return report_stuck("the data worker is gone without a word", self.tasks)
+            if timeout and waited > timeout:
+                problem = f"the data worker gave nothing for {waited:.0f} s (data.worker_timeout={timeout:g})"
+                error = report_stuck(problem, self.tasks)
+                self._abandoned = True
+                return error
+
     def close(self) -> None:
         """Stop the thread; what it has prefetched is dropped. May be called twice."""
         self._closed.set()
-        while self._thread.is_alive():
+        deadline = time.monotonic() + (0.0 if self._abandoned else _CLOSE_SECONDS)
+        while self._thread.is_alive() and time.monotonic() < deadline:
             try:
                 self._ready.get_nowait()
             except queue.Empty:
@@ -123,7 +150,8 @@ class PackLoader:
 
     def _work(self, start: int) -> None:
         try:
-            decoder = make_decoder(self.data, self.device)
+            with self.tasks.at("starting the decoder"):
+                decoder = make_decoder(self.data, self.device, self.tasks)
             # Several packs at once give the decoder's threads more to do; the rest of the queue keeps the step fed.
             together = max(1, self.data.prefetch_packs // 2)
             for first in itertools.count(start + self.dp_rank, together * self.dp_size):
@@ -143,7 +171,8 @@ class PackLoader:
                 continue
 
     def _load(self, positions: list[int], decoder) -> list[Microbatch]:
-        packs = [self.plan.locate(position)[1] for position in positions]
+        with self.tasks.at(f"planning packs {positions[0]}..{positions[-1]}"):
+            packs = [self.plan.locate(position)[1] for position in positions]
         readable: list[tuple[PlannedSample, RawTriplet]] = []
         places: list[tuple[int, int]] = []
         microbatches: list[Microbatch] = [(pack, [None] * len(pack)) for pack in packs]
@@ -159,12 +188,15 @@ class PackLoader:
         return microbatches
 
     def _read(self, sample: PlannedSample) -> RawTriplet:
-        size = int(self.plan.index.value("clip_bytes", sample.row))
-        if size > self.data.max_clip_bytes:
-            shard = str(self.plan.index.value("shard", sample.row))
-            reason = f"the clip has {size} bytes, more than data.max_clip_bytes={self.data.max_clip_bytes}"
+        shard, clip, whole = (self.plan.index.value(name, sample.row) for name in ("shard", "clip_bytes", "bytes"))
+        if clip > self.data.max_clip_bytes:
+            reason = f"the clip has {clip} bytes, more than data.max_clip_bytes={self.data.max_clip_bytes}"
             raise BadSampleError(sample.key, shard, reason)
-        raw = self.reader.read(sample.row)
+        if whole > self.data.max_clip_bytes + MAX_REST_BYTES:
+            reason = f"the sample has {whole} bytes, more than data.max_clip_bytes and {MAX_REST_BYTES} for the rest"
+            raise BadSampleError(sample.key, shard, reason)
+        with self.tasks.at(f"reading sample {sample.key} of {shard}"):
+            raw = self.reader.read(sample.row)
         if len(raw.triplet.references) <= max(sample.references, default=-1):
             reason = f"it has {len(raw.triplet.references)} references, fewer than the index says; rebuild the index"
             raise BadSampleError(sample.key, raw.shard, reason)

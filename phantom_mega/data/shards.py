@@ -18,7 +18,8 @@ from phantom_mega.data.index import INDEX_NAME, index_row, sync, write_index
 from phantom_mega.data.schema import CLIP_EXTENSIONS, IMAGE_EXTENSIONS, Triplet, from_json, to_json
 from phantom_mega.errors import BadSampleError, UserError
 
-MAX_JSON_BYTES = 1 << 20  # of one sample; a longer one is cut, and is then bad JSON
+MAX_JSON_BYTES = 1 << 20  # of one sample
+_MAX_HEADER_BYTES = 4 << 20  # names of tar members, which may be as long as a header claims
 
 
 @dataclass(frozen=True)
@@ -190,13 +191,17 @@ def read_sample(shard: str, offset: int, size: int, key: str) -> RawTriplet:
     """
     try:
         with open(shard, "rb") as file:
+            # An index that claims more than the file has must not take memory for it.
+            size = min(size, max(0, os.fstat(file.fileno()).st_size - offset))
             file.seek(offset)
             data = file.read(size)
     except OSError as error:
         raise BadSampleError(key, shard, f"the shard cannot be read ({error.strerror})") from None
     try:
         return parse_sample(_members(data, key, shard), key, shard)
-    except (tarfile.TarError, EOFError, OverflowError, UnicodeDecodeError) as error:
+    except (tarfile.TarError, EOFError, OverflowError, ValueError) as error:
+        if isinstance(error, BadSampleError):
+            raise
         raise BadSampleError(key, shard, f"the shard is damaged at byte {offset}: {error}") from None
 
 
@@ -208,7 +213,7 @@ def scan_shard(shard: str | os.PathLike) -> Iterator[tuple[Triplet, dict] | BadS
     shard = Path(shard)
     sample = _Scanned("the first sample", 0)
     try:
-        with tarfile.open(shard, mode="r:") as tar:
+        with open(shard, "rb") as file, tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:
             while info := tar.next():
                 tar.members = []  # tarfile keeps them all otherwise
                 key, suffix = member_name(info, sample.key, shard.name)
@@ -216,7 +221,7 @@ def scan_shard(shard: str | os.PathLike) -> Iterator[tuple[Triplet, dict] | BadS
                     if sample.members:
                         yield sample.finish(shard.name)
                     sample = _Scanned(key, info.offset)
-                json_size = min(info.size, MAX_JSON_BYTES) if suffix == "json" else 0
+                json_size = min(info.size, MAX_JSON_BYTES + 1) if suffix == "json" else 0
                 sample.members[suffix] = tar.extractfile(info).read(json_size)
                 sample.sizes[suffix], sample.end = info.size, tar.offset
             if sample.members:
@@ -228,6 +233,23 @@ def scan_shard(shard: str | os.PathLike) -> Iterator[tuple[Triplet, dict] | BadS
         yield error
     except (tarfile.TarError, EOFError, OSError, OverflowError, UnicodeDecodeError) as error:
         yield BadSampleError(sample.key, shard.name, f"the shard is damaged at or after this sample: {error}")
+
+
+class _Bounded:
+    """A file for tarfile that refuses to read what only a lying header would ask for."""
+
+    def __init__(self, file):
+        self._file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """As of a file.
+
+        Raises:
+            tarfile.ReadError: `size` is larger than any header.
+        """
+        if not 0 <= size <= _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header claims {size} bytes")
+        return self._file.read(size)
 
 
 @dataclass
@@ -268,9 +290,10 @@ def member_name(info: tarfile.TarInfo, key: str, shard: str) -> tuple[str, str]:
     """(key, suffix) of a tar member.
 
     Raises:
-        BadSampleError: a folder or link, or a name that could lead out of a folder.
+        BadSampleError: a folder, a link, a file with holes (a few bytes that unpack to any size), or a name that
+            could lead out of a folder.
     """
-    if not info.isreg() or "/" in info.name or "\\" in info.name or ".." in info.name:
+    if not info.isreg() or info.issparse() or "/" in info.name or "\\" in info.name or ".." in info.name:
         raise BadSampleError(key, shard, f"refused the member {info.name!r}: only plain file names are allowed")
     owner, _, suffix = info.name.partition(".")
     return owner, suffix
@@ -284,6 +307,8 @@ def parse_sample(members: dict[str, bytes], key: str, shard: str) -> RawTriplet:
     """
     if "json" not in members:
         raise BadSampleError(key, shard, "there is no .json member")
+    if len(members["json"]) > MAX_JSON_BYTES:
+        raise BadSampleError(key, shard, f"its JSON is larger than {MAX_JSON_BYTES} bytes")
     try:
         triplet = from_json(json.loads(members["json"]))
     except UserError as error:

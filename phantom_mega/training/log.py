@@ -21,7 +21,10 @@ from phantom_mega.metrics import keep_until, metrics_path
 
 @dataclass
 class IterationMetrics:
-    """Numbers of one iteration, reduced over all ranks. Times are seconds, throughput is per GPU."""
+    """Numbers of one iteration, reduced over all ranks. Times are seconds, throughput is per GPU.
+
+    `data_digest` stands for which samples were trained on, at which size, whatever the layout (`source.pack_digest`).
+    """
 
     iteration: int
     consumed_samples: int
@@ -38,6 +41,7 @@ class IterationMetrics:
     nan: int
     bad_samples: int
     ema_decay: float = 0.0
+    data_digest: int = 0
     loss_per_timestep: dict[str, float] = field(default_factory=dict)
 
 

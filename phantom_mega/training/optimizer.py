@@ -126,6 +126,16 @@ def update_ema(optimizer: ChainedOptimizer, decay: float, updates: int) -> float
 
 
 @torch.no_grad()
+def reset_average(optimizer: ChainedOptimizer) -> None:
+    """Start the weights' average anew from the current weights."""
+    for part in optimizer.chained_optimizers:
+        for param in _main_params(part):
+            state = part.optimizer.state[param]
+            if "ema" in state:
+                state["ema"].copy_(param)
+
+
+@torch.no_grad()
 def reset_moments(optimizer: ChainedOptimizer) -> None:
     """Forget Adam's moments and step count, keep weights and averages: a new phase starts from loaded weights."""
     for part in optimizer.chained_optimizers:

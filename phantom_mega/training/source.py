@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from dataclasses import dataclass
 
 import torch
@@ -27,11 +28,22 @@ class StepData:
         batches: the microbatches of this data-parallel rank; equal on its model-parallel peers.
         bad_samples: unreadable samples among those that this rank decoded, as messages.
         waited: seconds spent waiting for decoded data.
+        digest: sum of `pack_digest` of the microbatches.
     """
 
     batches: list[TrainingBatch]
     bad_samples: list[str]
     waited: float
+    digest: int
+
+
+def pack_digest(pack: Pack) -> int:
+    """32 bits that stand for what a pack trains on; summed over packs it does not depend on which rank has which."""
+    named = ";".join(
+        f"{sample.epoch}/{sample.key}/{sample.height}x{sample.width}/{sample.frame_indices}/{sample.references}"
+        for sample in pack
+    )
+    return zlib.crc32(named.encode())
 
 
 class BatchSource:
@@ -122,7 +134,7 @@ class BatchSource:
             build_batch(pack, features, self.empty_text, self.config, self.device, self.dtype)
             for pack, features in encoded
         ]
-        return StepData(batches, bad, waited)
+        return StepData(batches, bad, waited, sum(pack_digest(pack) for pack, _ in encoded))
 
     def _from_cache(self) -> list[tuple[Pack, list[SampleFeatures]]]:
         per_rank = self.config.train.global_batch_size // self.dp_size

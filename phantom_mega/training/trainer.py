@@ -6,6 +6,7 @@ Reading order: `Trainer.train`, `Trainer.step`, then `batch.py` (what is trained
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from pathlib import Path
 
@@ -14,12 +15,14 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 
+from phantom_mega.checkpoint.folder import LATEST
 from phantom_mega.config import RunConfig
 from phantom_mega.config_io import to_yaml
 from phantom_mega.core.build import build_model, sync_parameters, wrap_ddp
-from phantom_mega.core.parallel_config import check_layout, check_num_microbatches, initialize_distributed
+from phantom_mega.core.parallel_config import initialize_distributed
 from phantom_mega.core.schedule import StepStats, forward_backward
 from phantom_mega.errors import UserError
+from phantom_mega.parallel_layout import check_layout, check_num_microbatches
 from phantom_mega.training import checkpoint
 from phantom_mega.training import optimizer as optim
 from phantom_mega.training.flops import training_flops
@@ -27,6 +30,7 @@ from phantom_mega.training.guard import StepGuard
 from phantom_mega.training.log import IterationMetrics, RunLog
 from phantom_mega.training.signals import StopSignals
 from phantom_mega.training.source import BatchSource, StepData
+from phantom_mega.training.watchdog import HangWatch
 
 # The run stopped early, after a checkpoint, because it was told to: start it again to go on (EX_TEMPFAIL).
 EXIT_RESUMABLE = 75
@@ -58,20 +62,25 @@ class Trainer:
         check_num_microbatches(config.parallel, train.global_batch_size // self.source.dp_size)
         self.iteration, self.consumed_samples, self.updates, self.bad_samples = 0, 0, 0, 0
         self.folder = Path(train.save) if train.save else None
+        self.saver = checkpoint.CheckpointSaver(self.folder, config, self.say) if self.folder else None
         self._saved: int | None = None
+        self.watch = HangWatch(60 * config.parallel.distributed_timeout_minutes, self._position)
+        self.watch.progress("loading a checkpoint")
         self._load()
+        self.watch.stop()
 
     # -- checkpoints
 
     def _load(self) -> None:
-        """Resume this run's own latest checkpoint, else start from the one that `train.load` names."""
+        """Resume this run's own newest good checkpoint, else start from the one that `train.load` names."""
         train = self.config.train
-        own = checkpoint.find_checkpoint(self.folder) if self.folder else None
+        choose = functools.partial(checkpoint.choose_checkpoint, hashes=train.verify_integrity, say=self.say)
+        own = choose(self.folder, own=True) if self.folder else None
         source, finetune = (own, False) if own else (None, train.finetune)
         if source is None and train.load:
-            source = checkpoint.find_checkpoint(train.load)
+            source = choose(Path(train.load), own=False)
             if source is None:
-                raise UserError(f"train.load={train.load} holds no checkpoint (no {checkpoint.LATEST} there)")
+                raise UserError(f"train.load={train.load} holds no checkpoint (no {LATEST} there)")
         if source is None:
             return
         self.say(f"loading {source}" + (" (weights and EMA only)" if finetune else ""))
@@ -87,7 +96,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this iteration, once."""
-        if self.folder is None or self._saved == self.iteration:
+        if self.saver is None or self._saved == self.iteration:
             return
         state = {
             "consumed_samples": self.consumed_samples,
@@ -95,13 +104,11 @@ class Trainer:
             "bad_samples": self.bad_samples,
             "guard": self.guard.state_dict(),
         }
+        self.watch.progress(f"saving the checkpoint of iteration {self.iteration}")
         # With overlap_param_gather the model's weights are stale until the next forward pass.
         sync_parameters(self.wrapped)
-        checkpoint.save_checkpoint(
-            self.folder, self.iteration, self.chunks, self.optimizer, self.scheduler, state, self.config
-        )
+        self.saver.save(self.iteration, self.chunks, self.optimizer, self.scheduler, state)
         self._saved = self.iteration
-        self.say(f"saved {checkpoint.checkpoint_root(self.folder)}/iter_{self.iteration:07d}")
 
     # -- the run
 
@@ -117,19 +124,34 @@ class Trainer:
         try:
             with StopSignals() as signals:
                 while self.iteration < train.train_iters:
+                    self.watch.progress("training")
                     self.log.iteration(self.step())
+                    if self.saver:
+                        self.saver.poll()
                     if train.save_interval and self.iteration % train.save_interval == 0:
                         self.save()
                     reason = self._stop_reason(signals, self.iteration - first, time.monotonic() - started)
                     if reason and self.iteration < train.train_iters:
                         self.save()
+                        self._finish_save()
                         self.say(f"stopped at iteration {self.iteration}: {reason}")
                         return EXIT_RESUMABLE
             self.save()
+            self._finish_save()
             return 0
         finally:
+            self.watch.stop()
             self.source.close()
             self.log.close()
+
+    def _finish_save(self) -> None:
+        if self.saver:
+            self.watch.progress("finishing a checkpoint")
+            self.saver.wait()
+
+    def _position(self) -> str:
+        """Where this rank is, for the report of a hang."""
+        return f"rank {dist.get_rank()} in iteration {self.iteration + 1}"
 
     def _stop_reason(self, signals: StopSignals, done: int, seconds: float) -> str | None:
         """Why to stop early; the same answer on every rank."""
@@ -180,11 +202,12 @@ class Trainer:
         flops = sum(training_flops(self.config.model, batch.inputs.layout) for batch in data.batches)
         bins = self._timestep_bins(stats)
         # Model-parallel peers hold equal packs and disjoint shares of bad samples; the last stage holds the bins.
-        numbers = torch.tensor([visual, flops, len(data.bad_samples) * self._peers()], dtype=torch.float64)
+        bad = len(data.bad_samples) * self._peers()
+        numbers = torch.tensor([visual, flops, bad, data.digest], dtype=torch.float64)
         numbers = torch.cat([numbers, bins.flatten()]).to(self.device)
         dist.all_reduce(numbers)
-        visual, flops, bad = (numbers[:3] / self._peers()).tolist()
-        sums, counts = numbers[3:].view(2, -1).tolist()
+        visual, flops, bad, digest = (numbers[:4] / self._peers()).tolist()
+        sums, counts = numbers[4:].view(2, -1).tolist()
         self._count_bad(data.bad_samples, round(bad))
         elapsed = time.monotonic() - started
         per_gpu = elapsed * dist.get_world_size()
@@ -205,6 +228,7 @@ class Trainer:
             nan=self.guard.nan,
             bad_samples=self.bad_samples,
             ema_decay=decay,
+            data_digest=round(digest),
             loss_per_timestep={
                 f"{i / edges:.2f}-{(i + 1) / edges:.2f}": total / count
                 for i, (total, count) in enumerate(zip(sums, counts))

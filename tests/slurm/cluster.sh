@@ -7,7 +7,8 @@
 #   cluster.sh status       which daemons run, and what sinfo says
 #   cluster.sh down         end the daemons (only those named by this folder's pid files) and the jobs they ran
 #
-# Environment: CLUSTER_DIR (/tmp/phantom_mega_slurm), NODES (2), CPUS of a node (4), PORT (26900, the first).
+# Environment: CLUSTER_DIR (/tmp/phantom_mega_slurm), NODES (2), CPUS of a node (4), PORT (26900, the first),
+# SLURMD_TIMEOUT (300 s until a silent node counts as lost).
 set -euo pipefail
 DIR=${CLUSTER_DIR:-/tmp/phantom_mega_slurm}
 NODES=${NODES:-2}
@@ -96,7 +97,7 @@ JobRequeue=1
 KillWait=60
 MinJobAge=3600
 SlurmctldTimeout=120
-SlurmdTimeout=300
+SlurmdTimeout=${SLURMD_TIMEOUT:-300}
 MessageTimeout=30
 GresTypes=gpu
 NodeName=127.0.0.[1-$NODES] NodeHostname=$(hostname -s) Port=$((PORT + 1))-$((PORT + NODES)) \\

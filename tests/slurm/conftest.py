@@ -19,6 +19,8 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 CLUSTER = Path(__file__).with_name("cluster.sh")
 FINAL_STATES = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL"}
+# Seconds until Slurm counts a silent node as lost; long enough for a busy machine.
+SLURMD_TIMEOUT = 30
 # A start of four ranks on two cores takes about half a minute, a requeue as long again.
 JOB_SECONDS = 420
 
@@ -86,6 +88,15 @@ class Slurm:
         """A field of `scontrol show job`, as `JobState`."""
         return re.search(rf"\b{name}=(\S+)", self.command("scontrol", "show", "job", job)).group(1)
 
+    def daemon(self, node: str) -> int:
+        """Process id of a node's slurmd."""
+        return int((Path(self.environment["CLUSTER_DIR"]) / "pid" / f"slurmd.{node}.pid").read_text())
+
+    def start_daemons(self) -> None:
+        """Start the daemons that do not run."""
+        with (Path(self.environment["CLUSTER_DIR"]) / "cluster.log").open("a") as log:
+            subprocess.run([CLUSTER, "up"], env=self.environment, stdout=log, stderr=log, timeout=120, check=True)
+
     def wait(self, job: str, output: Path, until, what: str) -> None:
         """Poll until `until()` is true; fails with the job's output when it ends without that or takes too long."""
         deadline = time.monotonic() + JOB_SECONDS
@@ -106,6 +117,7 @@ def slurm():
     """The running cluster; skips with the reason where there can be none."""
     folder = Path(tempfile.mkdtemp(prefix="phantom_mega_slurm."))
     environment = plain_environment() | {"CLUSTER_DIR": str(folder), "PORT": str(free_ports(3)), "NODES": "2"}
+    environment["SLURMD_TIMEOUT"] = str(SLURMD_TIMEOUT)
     possible = subprocess.run([CLUSTER, "check"], env=environment, capture_output=True, text=True)
     if possible.returncode == 3:
         shutil.rmtree(folder)

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint import load as load_distributed
 
+from phantom_mega.checkpoint.folder import LATEST, find_checkpoint
+from phantom_mega.checkpoint.reader import CheckpointReader
 from phantom_mega.config import ModelConfig, RunConfig, TrainConfig
 from phantom_mega.config_io import to_yaml
 from phantom_mega.errors import UserError
-from phantom_mega.training.checkpoint import LATEST, check_same_model, find_checkpoint
+from phantom_mega.training.checkpoint import check_same_model
 from tests.training.conftest import train
 
 
@@ -50,15 +50,8 @@ def test_another_model_or_a_missing_ema_is_refused_and_windows_may_change(tmp_pa
 
 def tensors(checkpoint):
     """All tensors of a checkpoint, whole, by key."""
-    reader = FileSystemReader(str(checkpoint))
-    metadata = reader.read_metadata().state_dict_metadata
-    content = {
-        key: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for key, entry in metadata.items()
-        if hasattr(entry, "size")
-    }
-    load_distributed(content, storage_reader=reader, no_dist=True)
-    return content
+    reader = CheckpointReader(checkpoint)
+    return {key: reader.read(key) for key in reader.tensors}
 
 
 def test_weights_moments_and_ema_of_a_resumed_run_are_equal_to_the_bit(data_set, tmp_path):

@@ -1,0 +1,44 @@
+"""Iterates over many batches in a process of its own and prints the slope of its resident memory, as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from phantom_mega.config import DataConfig, ModelConfig, ResolutionConfig
+from phantom_mega.data.index import TripletIndex
+from phantom_mega.data.loader import PackLoader
+from phantom_mega.data.plan import PackPlan
+from phantom_mega.data.shards import ShardReader
+from phantom_mega.processes import keep_memory_flat
+
+
+def loader_of(folder: Path, **settings) -> PackLoader:
+    """A loader of small packs."""
+    settings = {"seq_length": 448, "resolutions": {"tiny": ResolutionConfig(48 * 64, [1, 5], 1.0)}} | settings
+    data, index = DataConfig(**settings), TripletIndex.open(folder)
+    return PackLoader(PackPlan(index, data, ModelConfig(), clip_tokens=4, seed=7), ShardReader(index), data)
+
+
+def main(folder: Path, decoder: str, batches: int) -> None:
+    """Iterate and print."""
+    loader = loader_of(folder, decoder=decoder, packing_lookahead=2, seq_length=64)
+    process, resident = psutil.Process(), []
+    for _ in range(batches):
+        next(loader)
+        resident.append(process.memory_info().rss / 1024)
+    epochs = loader.plan.locate(loader.position - 1)[0]
+    loader.close()
+    settled = resident[batches // 5 :]
+    slope = np.polyfit(np.arange(len(settled)), settled, 1)[0] * 1000
+    result = {"kb_per_1000_batches": round(slope, 1), "mb": round(resident[-1] / 1024), "epochs": epochs}
+    print(json.dumps({"decoder": decoder, "batches": batches} | result))
+
+
+if __name__ == "__main__":
+    keep_memory_flat()
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
