@@ -215,7 +215,7 @@ count_crash() { # note a crash in a file of the job; set `crashes`, those in a r
     local file=${RUN_DIR:-$repo/runs}/.crashes.$SLURM_JOB_ID place before=""
     place=$(cat "${RUN_DIR:-}/checkpoints/latest_checkpointed_iteration.txt" 2>/dev/null || echo none)
     crashes=0
-    if [[ -s $file ]]; then read -r before crashes <"$file"; fi
+    if [[ -s $file ]]; then read -r before crashes <"$file" || true; fi
     [[ $before == "$place" ]] || crashes=0
     crashes=$((crashes + 1))
     mkdir -p "$(dirname "$file")"

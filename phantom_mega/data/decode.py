@@ -243,15 +243,17 @@ def decode_clip(clip: bytes, sample: PlannedSample, threads: int = 1) -> torch.T
         with open_clip(clip) as container:
             stream = container.streams.video[0]
             stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
-            for number, frame in enumerate(container.decode(stream)):
-                if number in places:
-                    rgb = convert.reformat(frame, format="rgb24", interpolation=_TO_RGB).to_ndarray()
-                    rgb = np.rot90(rgb, frame.rotation // 90)  # where the container says that players turn it
-                    image = cover_crop(image_tensor(rgb), sample.height, sample.width)
-                    video[:, places[number]] = to_unit(image)[:, None]
-                    found += 1
-                if number >= last:
-                    break
+            number = 0
+            # To the end, also when all frames are there: FFmpeg loses some bytes of memory with a file left in between.
+            for packet in container.demux(stream):
+                for frame in packet.decode() if number <= last else ():
+                    if number in places:
+                        rgb = convert.reformat(frame, format="rgb24", interpolation=_TO_RGB).to_ndarray()
+                        rgb = np.rot90(rgb, frame.rotation // 90)  # where the container says that players turn it
+                        image = cover_crop(image_tensor(rgb), sample.height, sample.width)
+                        video[:, places[number]] = to_unit(image)[:, None]
+                        found += 1
+                    number += 1
     except (av.error.FFmpegError, IndexError) as error:
         raise ValueError(f"the clip cannot be decoded ({getattr(error, 'strerror', error)})") from None
     if found < len(places):

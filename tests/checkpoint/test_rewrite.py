@@ -37,6 +37,9 @@ def test_every_tensor_is_equal_and_every_rank_has_its_parts_in_its_own_file(pris
     for key, entry in target.tensors.items():
         expected = {(part.offsets, part.sizes, f"__{part.rank}_0.distcp") for part in LAYOUT.parts(key, entry.shape)}
         assert {(chunk.offsets, chunk.sizes, chunk.file) for chunk in entry.chunks} == expected, key
+    # torch.save of a view would write all of the tensor that it looks into.
+    sizes = [sum(path.stat().st_size for path in folder.glob("*.distcp")) for folder in (source.folder, target.folder)]
+    assert sizes[1] < 1.6 * sizes[0]
     safe.check(target.folder)
     assert integrity.verify(target.folder) == []
     assert (target.folder / "config.yaml").read_text() == "config"

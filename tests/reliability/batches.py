@@ -6,6 +6,11 @@ import json
 import sys
 from pathlib import Path
 
+from phantom_mega.processes import keep_memory_flat
+
+if __name__ == "__main__":
+    keep_memory_flat()  # as launchers/train.py does: before libraries start threads
+
 import numpy as np
 import psutil
 
@@ -14,7 +19,6 @@ from phantom_mega.data.index import TripletIndex
 from phantom_mega.data.loader import PackLoader
 from phantom_mega.data.plan import PackPlan
 from phantom_mega.data.shards import ShardReader
-from phantom_mega.processes import keep_memory_flat
 
 
 def loader_of(folder: Path, **settings) -> PackLoader:
@@ -33,12 +37,11 @@ def main(folder: Path, decoder: str, batches: int) -> None:
         resident.append(process.memory_info().rss / 1024)
     epochs = loader.plan.locate(loader.position - 1)[0]
     loader.close()
-    settled = resident[batches // 5 :]
+    settled = resident[batches * 2 // 5 :]
     slope = np.polyfit(np.arange(len(settled)), settled, 1)[0] * 1000
     result = {"kb_per_1000_batches": round(slope, 1), "mb": round(resident[-1] / 1024), "epochs": epochs}
     print(json.dumps({"decoder": decoder, "batches": batches} | result))
 
 
 if __name__ == "__main__":
-    keep_memory_flat()
     main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -3,7 +3,9 @@
 import signal
 
 import pytest
+import torch
 
+from phantom_mega.checkpoint.reader import CheckpointReader
 from phantom_mega.metrics import read_metrics
 from tests.reliability.helpers import EXACT, SMALL_BUCKETS, start, unequal
 
@@ -44,3 +46,12 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one_to_the_bit(stopp
         assert [m[name] for m in whole] == [m[name] for m in parts], name
     assert len({m["data_digest"] for m in whole}) > 1
     assert unequal(*(folder / run / "checkpoints/iter_0000008" for run in ("whole", stop))) == []
+
+
+def test_what_is_compared_is_there_and_the_average_is_not_the_weights(stopped):
+    folder, _ = stopped
+    reader = CheckpointReader(folder / "whole/checkpoints/iter_0000008")
+    weights = [key for key in reader.tensors if not key.startswith("optimizer.")]
+    for kind in ("param", "exp_avg", "exp_avg_sq", "ema"):
+        assert {f"optimizer.state.{kind}.{key}" for key in weights} <= set(reader.tensors), kind
+    assert any(not torch.equal(reader.read(key), reader.read(f"optimizer.state.ema.{key}")) for key in weights)

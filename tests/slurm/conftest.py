@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 CLUSTER = Path(__file__).with_name("cluster.sh")
 FINAL_STATES = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL"}
 # Seconds until Slurm counts a silent node as lost; long enough for a busy machine.
-SLURMD_TIMEOUT = 30
+SLURMD_TIMEOUT = 20
 # A start of four ranks on two cores takes about half a minute, a requeue as long again.
 JOB_SECONDS = 420
 
