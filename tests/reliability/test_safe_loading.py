@@ -14,6 +14,7 @@ import tarfile
 import zlib
 from pathlib import Path
 
+import av
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -30,7 +31,7 @@ from phantom_mega.data.schema import to_json
 from phantom_mega.data.shards import MAX_JSON_BYTES, RawTriplet, read_sample, scan_shard
 from phantom_mega.errors import BadSampleError, UserError
 from tests.data.helpers import make_triplet
-from tests.media import draw_frames, encode_clip
+from tests.media import draw_frames, encode_clip, encode_image
 
 
 @pytest.fixture(autouse=True)
@@ -223,10 +224,11 @@ def test_a_jpeg_that_claims_a_huge_size_is_refused():
 
 
 def test_image_formats_that_start_programs_or_are_not_asked_for_are_refused(marker):
-    postscript = (
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(%pipe%touch " + str(marker).encode()
-    )
-    for data in (postscript + b") (w) file\n%%EOF\n", b"GIF89a\x01\0\x01\0\0\0\0;", b"BM" + bytes(60), b""):
+    header = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"
+    postscript = f"{header}(%pipe%touch {marker}) (w) file\n%%EOF\n".encode()
+    picture = draw_frames(1, 8, 8)[0]
+    others = [encode_image(picture, form) for form in ("GIF", "BMP", "TIFF", "WEBP")]
+    for data in (postscript, *others, b""):
         with pytest.raises(ValueError, match="cannot be read"):
             open_image(data)
     assert not marker.exists()
@@ -240,14 +242,24 @@ def test_image_formats_that_start_programs_or_are_not_asked_for_are_refused(mark
     ],
 )
 def test_a_clip_that_is_a_list_of_other_files_is_refused(tmp_path, text):
-    import av
-
     frames = draw_frames(4, 48, 64)
     (tmp_path / "secret.webm").write_bytes(encode_clip(frames))
     with pytest.raises(av.error.FFmpegError):
         open_clip(text.format(path=tmp_path / "secret.webm").encode())
     with open_clip(encode_clip(frames)) as container:
         assert container.streams.video
+
+
+def test_a_container_that_is_not_asked_for_is_refused():
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mpegts") as output:
+        stream = output.add_stream("mpeg2video", rate=24)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for array in draw_frames(4, 48, 64):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+        output.mux(stream.encode(None))
+    with pytest.raises(av.error.FFmpegError):
+        open_clip(buffer.getvalue())
 
 
 def test_a_clip_with_absurd_frames_is_refused():

@@ -80,7 +80,7 @@ class Stop:
 
 @pytest.fixture(scope="module")
 def disturbed(slurm, samples, tmp_path_factory):
-    """(metrics, log, stops) of one job that is stopped in five ways and always goes on."""
+    """(metrics, log, stops) of one job that is stopped in six ways and always goes on."""
     # Slurm sends the signal up to a minute early, so some time after the start, as it likes.
     options = ("--time=2", "--signal=B:USR1@60")
     job = Job(slurm, samples, tmp_path_factory.mktemp("disturbed"), options=options)
@@ -105,13 +105,29 @@ def disturbed(slurm, samples, tmp_path_factory):
         if kind == "time limit":
             slurm.command("scontrol", "update", f"jobid={job.id}", "TimeLimit=60")
     slurm.start_daemons()
+    job.wait_for_iteration(stops[-1].saved + 2)
+    slurm.command("scancel", job.id)
+    slurm.wait(job.id, job.log, lambda: slurm.field(job.id, "JobState") == "CANCELLED", "cancelled")
+    # Its ranks may still be saving.
+    wait_until(lambda: "was cancelled, so it is not requeued" in job.log.read_text(), job.log)
+    stops.append(Stop("scancel", 0.0, job.done(), latest_checkpoint(job.run)))
+    assert slurm.field(job.id, "JobState") == "CANCELLED" and job.restarts() == len(ways)
+    job = Job(slurm, samples, job.run.parent)  # somebody submits it again
     metrics = job.finish()
-    assert job.restarts() == len(ways)
+    assert job.restarts() == 0
     print("requeued after", ", ".join(f"{stop.seconds:.0f} s ({stop.kind})" for stop in stops))
     return metrics, job.log, stops
 
 
-def test_a_job_that_is_stopped_in_five_ways_ends_at_the_exact_loss_of_one_that_is_not(disturbed, whole):
+def wait_until(condition, log: Path) -> None:
+    """Poll; fails with the log when it takes more than a minute."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.2)
+
+
+def test_a_job_that_is_stopped_in_six_ways_ends_at_the_exact_loss_of_one_that_is_not(disturbed, whole):
     metrics, *_ = disturbed
     for name in EXACT:
         assert [m[name] for m in metrics] == [m[name] for m in whole], name
@@ -138,9 +154,11 @@ def test_a_killed_rank_costs_the_steps_since_the_last_save_and_nothing_else(dist
     print(f"{len(repeated)} steps repeated: {repeated}")
 
 
-def test_a_lost_node_is_told_from_a_cancelled_job(disturbed):
-    _, log, _ = disturbed
-    assert "Slurm has requeued job" in log.read_text() and "was cancelled" not in log.read_text()
+def test_a_cancelled_job_saves_and_is_told_from_one_that_slurm_requeued(disturbed):
+    _, log, stops = disturbed
+    assert stops[-1].kind == "scancel" and stops[-1].saved == stops[-1].done
+    assert log.read_text().count("was cancelled, so it is not requeued") == 1
+    assert log.read_text().count("Slurm has requeued job") == 2  # `scontrol requeue` and the lost node
 
 
 def test_a_job_that_cannot_work_is_not_requeued(slurm, samples, tmp_path):

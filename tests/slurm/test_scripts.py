@@ -91,31 +91,6 @@ def test_stage2_waits_for_stage1_and_starts_from_its_last_good_checkpoint(slurm,
     assert latest_checkpoint(runs[1]) == 5
 
 
-@pytest.mark.slurm
-@pytest.mark.slow
-def test_cancelled_job_checkpoints_and_stays_cancelled(slurm, samples, tmp_path):
-    run, log = tmp_path / "run", tmp_path / "job.log"
-    job = slurm.submit(
-        STAGE1,
-        log,
-        *SETTINGS,
-        "train.train_iters=2000",
-        RECIPE="tiny_stage1",
-        RUN_DIR=str(run),
-        DATA_INDEX=str(samples),
-    )
-    slurm.wait(job, log, lambda: log.exists() and bool(iterations(log)), "its first iteration")
-    slurm.command("scancel", job)
-    slurm.wait_for_state(job, log, "CANCELLED")
-    deadline = time.monotonic() + 60
-    while not (run / "checkpoints" / "latest_checkpointed_iteration.txt").exists():
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.2)
-    assert latest_checkpoint(run) == iterations(log)[-1]
-    time.sleep(3)
-    assert slurm.field(job, "JobState") == "CANCELLED" and slurm.field(job, "Restarts") == "0"
-
-
 @pytest.mark.slow
 def test_script_without_slurm_stops_on_sigterm_with_75_and_then_finishes(samples, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
