@@ -41,8 +41,8 @@ class IterationMetrics:
     nan: int
     bad_samples: int
     ema_decay: float = 0.0
-    data_digest: int = 0
     loss_per_timestep: dict[str, float] = field(default_factory=dict)
+    data_digest: int = 0
 
 
 def log_line(metrics: IterationMetrics, train: TrainConfig) -> str:

@@ -93,7 +93,7 @@ def test_a_rank_that_hangs_ends_the_job_with_stacks_within_the_timeout_and_nothi
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode not in (0, 75), printed[-3000:]
-    assert re.search(r"rank 0 in iteration \d+ has made no progress for \d+ s \(last: training", printed), printed
+    assert re.search(r"rank 0 in iteration \d+ has made no progress for \d+ s \(last: ", printed), printed
     stack = printed[printed.index("made no progress") :]
     assert "most recent call first" in stack and "phantom_mega/training/trainer.py" in stack, stack
     # torchrun gives a rank that does not die 30 s after SIGTERM.
