@@ -57,6 +57,13 @@ def resharded(data_set, tmp_path_factory):
     return folder, results, pairs
 
 
+def test_every_layout_trains_on_the_same_numbers(resharded):
+    folder, *_ = resharded
+    one, *others = ([m["loss"] for m in read_metrics(folder / name)] for name in FOUR)
+    for losses in others:
+        np.testing.assert_allclose(losses, one, rtol=1e-5)
+
+
 def test_a_checkpoint_read_at_another_layout_holds_the_same_tensors_to_the_bit(resharded):
     folder, results, pairs = resharded
     for source, target in pairs:

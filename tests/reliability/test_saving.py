@@ -21,7 +21,7 @@ from tests.reliability.saver_server import Run, wrong_values
 from tests.training.conftest import train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-KILLS = 40
+KILLS = 30
 
 
 def saved(folder):

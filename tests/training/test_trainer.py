@@ -63,19 +63,6 @@ def test_sigterm_saves_and_exits_and_the_next_start_goes_on(finished, data_set, 
     assert losses(tmp_path) == losses(finished[0])
 
 
-@pytest.mark.parametrize(
-    ("name", "ranks", "overrides"),
-    [
-        ("tp2_sp", 2, ["--tensor-model-parallel-size", "2", "--sequence-parallel"]),
-        ("pp2", 2, ["--pipeline-model-parallel-size", "2"]),
-        ("dp2", 2, []),
-    ],
-)
-def test_every_layout_trains_on_the_same_numbers(finished, data_set, tmp_path, name, ranks, overrides):
-    train(data_set, tmp_path, *overrides, ranks=ranks)
-    np.testing.assert_allclose(losses(tmp_path), losses(finished[0]), rtol=1e-5)
-
-
 def test_finetune_takes_the_weights_and_starts_anew(finished, data_set, tmp_path):
     overrides = [f"train.load={finished[0]}", "train.finetune=true", "train.train_iters=3", "optimizer.lr=2e-4"]
     printed = train(data_set, tmp_path, *overrides)
