@@ -8,11 +8,13 @@ planned samples are there. Written by tools/cache_features.py, by as many proces
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import functools
 import hashlib
 import json
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
 from phantom_mega.conditioning.head import FeatureDims, SampleFeatures
@@ -36,7 +37,10 @@ SHARDS = "features-*.safetensors"
 SHARD_BYTES = 256 << 20
 FIELDS = tuple(field.name for field in dataclasses.fields(SampleFeatures) if field.name != "valid")
 ERROR = "error"
+MAX_ERROR, MAX_ABOUT = 4096, 1 << 20  # bytes of a message, characters of `cache.json`
 OPEN_SHARDS = 128
+MAX_EMPTY = 1024  # tokens of the empty prompt
+_INDEX = pa.schema([("hash", pa.uint64()), ("shard", pa.dictionary(pa.int32(), pa.string())), ("valid", pa.bool_())])
 WRITE = "write it with tools/cache_features.py"
 REMOVE = "remove it and run tools/cache_features.py again"
 FILL = "train with the seed and data settings that it was written for, or run tools/cache_features.py with these"
@@ -76,11 +80,14 @@ def check_fingerprint(folder: Path, config: RunConfig) -> None:
         UserError: the folder is no cache, or names every setting that differs, with both values.
     """
     try:
-        about = json.loads((folder / ABOUT).read_text())
+        with open(folder / ABOUT, encoding="utf-8") as file:
+            about = json.loads(file.read(MAX_ABOUT))
     except OSError:
         raise UserError(f"{folder} is no feature cache (it has no {ABOUT}); {WRITE}") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{folder / ABOUT} is damaged ({error}); remove the cache and {WRITE}") from None
+    if not isinstance(about, dict) or not isinstance(about.get("encoders"), dict):
+        raise UserError(f"{folder / ABOUT} names no encoders; remove the cache and {WRITE}")
     if about.get("format") != FORMAT:
         raise UserError(f"{folder} has cache format {about.get('format')!r}; this release reads {FORMAT}")
     theirs, ours = about["encoders"], fingerprint(config)
@@ -127,7 +134,7 @@ class FeatureWriter:
         if features.valid:
             added = {f"{name}.{field}": _narrow(getattr(features, field)) for field in FIELDS}
         else:
-            message = (error or "unreadable").encode()[:4096]
+            message = (error or "unreadable").encode()[:MAX_ERROR]
             added = {f"{name}.{ERROR}": torch.frombuffer(bytearray(message), dtype=torch.uint8)}
         self._tensors |= added
         self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in added.values())
@@ -182,6 +189,8 @@ def _open_shard(path: Path):
         return safe_open(path, "pt")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}); {REMOVE}") from None
+    except (RuntimeError, MemoryError) as error:
+        raise UserError(f"{path} does not fit into memory ({error})") from None
 
 
 def write_index(folder: Path) -> int:
@@ -204,6 +213,44 @@ def _hashes(names: list[str]) -> np.ndarray:
     """uint64 of each name: millions of them fit in memory as numbers, not as strings."""
     digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
     return np.frombuffer(digests, dtype="<u8")
+
+
+def _read_index(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """(hashes, whether valid, number of the file) of all samples, and the names of the files.
+
+    Raises:
+        UserError: it is no such index, has more rows than bytes, or names files elsewhere.
+    """
+    try:
+        with pq.ParquetFile(file, read_dictionary=["shard"]) as parquet:
+            # Hashes are as good as random: every row takes its eight bytes. A forged file may repeat one for ever.
+            if parquet.metadata.num_rows > file.stat().st_size:
+                raise UserError(f"{file} claims {parquet.metadata.num_rows} rows in fewer bytes; {REMOVE}")
+            table = parquet.read(columns=_INDEX.names).select(_INDEX.names).cast(_INDEX).unify_dictionaries()
+            table.validate(full=True)
+        shards = table["shard"].combine_chunks()
+        shards = shards.chunk(0) if isinstance(shards, pa.ChunkedArray) else shards
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise UserError(f"{file} is damaged ({error}); {REMOVE}") from None
+    if any(table[name].null_count for name in _INDEX.names):
+        raise UserError(f"{file} has rows without a value; {REMOVE}")
+    names = shards.dictionary.to_pylist()
+    strange = [name for name in names if not fnmatch.fnmatchcase(name, SHARDS) or "/" in name or not name.isprintable()]
+    if strange:
+        raise UserError(f"{file} names a file that is none of the cache: {strange[0][:80]!r}; {REMOVE}")
+    return table["hash"].to_numpy(), table["valid"].to_numpy(), shards.indices.to_numpy(), names
+
+
+def _read_empty_text(file: Path, dim: int) -> torch.Tensor:
+    """[l0, dim], features of the empty prompt."""
+    try:
+        with _open_shard(file) as tensors:
+            shape = tensors.get_slice("empty_text").get_shape()
+            if len(shape) != 2 or shape[1] != dim or not 1 <= shape[0] <= MAX_EMPTY:
+                raise UserError(f"{file} has features of the shape {shape}, not [l, {dim}]; {REMOVE}")
+            return tensors.get_tensor("empty_text").float()
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged ({error}); {REMOVE}") from None
 
 
 class CachedFeatures:
@@ -231,13 +278,10 @@ class CachedFeatures:
             )
         if not (self.folder / INDEX).is_file():
             raise UserError(f"{self.folder} is not finished (it has no {INDEX}); run tools/cache_features.py again")
-        table = pq.read_table(self.folder / INDEX, columns=["hash", "shard", "valid"])
-        self._hashes, self._valid = table["hash"].to_numpy(), table["valid"].to_numpy()
-        shards = table["shard"].combine_chunks()
-        self._shard_of, self._shards = shards.indices.to_numpy(), shards.dictionary.to_pylist()
+        self._hashes, self._valid, self._shard_of, self._shards = _read_index(self.folder / INDEX)
         self._open = functools.lru_cache(maxsize=OPEN_SHARDS)(lambda name: _open_shard(self.folder / name))
-        self.empty_text = load_file(self.folder / EMPTY_TEXT)["empty_text"]
         model = config.model
+        self.empty_text = _read_empty_text(self.folder / EMPTY_TEXT, model.text_dim)
         self.dims = FeatureDims(model.latent_channels, model.text_dim, model.clip_dim)
 
     def __len__(self) -> int:
@@ -249,10 +293,14 @@ class CachedFeatures:
         row = int(np.searchsorted(self._hashes, wanted))
         return row if row < len(self._hashes) and self._hashes[row] == wanted else None
 
-    def _read(self, row: int, names: list[str]) -> list[torch.Tensor]:
+    def _read(self, row: int, names: list[str], fits: Callable[[tuple[tuple[int, ...], ...]], bool]):
+        """Tensors of a row's file; None if their shapes do not fit: a file with holes may claim any size for free."""
         shard = self._shards[self._shard_of[row]]
         try:
-            return [self._open(shard).get_tensor(name) for name in names]
+            file = self._open(shard)
+            if not fits(tuple(tuple(file.get_slice(name).get_shape()) for name in names)):
+                return None
+            return [file.get_tensor(name) for name in names]
         except SafetensorError as error:
             raise UserError(f"{self.folder / shard} is damaged ({error}); {REMOVE}") from None
 
@@ -268,11 +316,11 @@ class CachedFeatures:
             raise UserError(f"{self.folder} does not hold {_describe(sample)}; {FILL}")
         if not self._valid[row]:
             return SampleFeatures.zeros(sample.shape, self.dims)
-        read = self._read(row, [f"{name}.{field}" for field in FIELDS])
-        tensors = [tensor.to(torch.float32, copy=True) for tensor in read]
-        if tuple(tuple(tensor.shape) for tensor in tensors) != self.dims.sizes(sample.shape):
+        sizes = self.dims.sizes(sample.shape)
+        read = self._read(row, [f"{name}.{field}" for field in FIELDS], lambda shapes: shapes == sizes)
+        if read is None:
             raise UserError(f"the cached features of {_describe(sample)} have other sizes than planned; {FILL}")
-        return SampleFeatures(*tensors)
+        return SampleFeatures(*(tensor.to(torch.float32, copy=True) for tensor in read))
 
     def error(self, sample: PlannedSample) -> str | None:
         """Why a sample could not be read when the cache was written; None if it could, or is not there."""
@@ -280,7 +328,8 @@ class CachedFeatures:
         row = self._row(name)
         if row is None or self._valid[row]:
             return None
-        return self._read(row, [f"{name}.{ERROR}"])[0].numpy().tobytes().decode(errors="replace")
+        read = self._read(row, [f"{name}.{ERROR}"], lambda shapes: len(shapes[0]) == 1 and shapes[0][0] <= MAX_ERROR)
+        return "unreadable" if read is None else read[0].numpy().tobytes().decode(errors="replace")
 
     def check_plan(self, plan: PackPlan) -> None:
         """Look for every sample of a plan, before training starts.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 
 from phantom_mega.errors import UserError
@@ -31,5 +32,22 @@ def resolve_source(name: str) -> str:
 
 def explain_missing(what: str, name: str, error: Exception) -> UserError:
     """One message for an encoder that could not be loaded."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = str(error).strip().splitlines()
+    reason = lines[0] if lines else type(error).__name__
+    if lines and not isinstance(error, (OSError, ValueError, RuntimeError, ImportError)):
+        reason = f"{type(error).__name__}: {reason}"  # alone, as in "list indices must be integers", it says nothing
     return UserError(f"{what} {name!r} could not be loaded: {reason} (give a local directory or a reachable hub name)")
+
+
+def check_complete(what: str, name: str, missing: Iterable[str]) -> None:
+    """Refuse an encoder whose weights are not all there: libraries leave the rest random.
+
+    Raises:
+        UserError: some are missing; names one.
+    """
+    missing = sorted(missing)
+    if missing:
+        raise UserError(
+            f"{what} {name!r} has no weights for {len(missing)} of its tensors, the first is {missing[0]}; they would "
+            "be random: use a folder whose config.json and weights belong together"
+        )

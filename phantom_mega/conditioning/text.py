@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
-from phantom_mega.conditioning.sources import explain_missing, resolve_source
+from phantom_mega.conditioning.sources import check_complete, explain_missing, resolve_source
 from phantom_mega.config import ConditioningConfig
 from phantom_mega.errors import UserError
 
@@ -34,7 +32,7 @@ def load_tokenizer(name: str):
         tokenizer = AutoTokenizer.from_pretrained(resolve_source(name), trust_remote_code=False)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # transformers raises nearly anything on files that are not what their names say
         raise explain_missing("the tokenizer of", name, error) from None
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:
@@ -148,7 +146,13 @@ def load_text_encoder(config: ConditioningConfig, device: torch.device | str) ->
     torch_dtype = DTYPES[dtype] if torch.device(device).type == "cuda" else torch.float32
     try:
         with _quiet():
-            model = AutoModel.from_pretrained(resolve_source(name), dtype=torch_dtype, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, UnpicklingError) as error:
+            model, loaded = AutoModel.from_pretrained(
+                resolve_source(name), dtype=torch_dtype, trust_remote_code=False, output_loading_info=True
+            )
+        unused = ("pooler.", "decoder.") if model.config.is_encoder_decoder else ("pooler.",)
+        check_complete("the text encoder", name, (key for key in loaded["missing_keys"] if not key.startswith(unused)))
+    except UserError:
+        raise
+    except Exception as error:  # as above
         raise explain_missing("the text encoder", name, error) from None
     return FrozenTextEncoder(model.to(device), tokenizer, name)

@@ -6,14 +6,12 @@ B: batch, C: latent channels, F: frames, T = 1 + (F-1)/4: latent frames, h w: la
 from __future__ import annotations
 
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
-from safetensors import SafetensorError
 
 from phantom_mega.conditioning.linear_vae import LinearVideoVAE
-from phantom_mega.conditioning.sources import explain_missing, resolve_source
+from phantom_mega.conditioning.sources import check_complete, explain_missing, resolve_source
 from phantom_mega.config import ConditioningConfig
 from phantom_mega.errors import UserError
 from phantom_mega.geometry import VAE_SPACE_STRIDE, VAE_TIME_STRIDE, latent_frames
@@ -109,14 +107,17 @@ def load_vae(config: ConditioningConfig, device: torch.device | str, dtype: torc
         if name not in CLASSES:
             where = f"{config.vae}/{subfolder}" if subfolder else config.vae
             raise UserError(f"{where} is a {name}; the VAE must be one of {', '.join(CLASSES)}{_hint(source)}")
-        model = CLASSES[name].from_pretrained(source, subfolder=subfolder, torch_dtype=dtype)
+        model, loaded = CLASSES[name].from_pretrained(
+            source, subfolder=subfolder, torch_dtype=dtype, output_loading_info=True
+        )
+        check_complete("the VAE", config.vae, loaded["missing_keys"])
+        on_gpu = torch.device(device).type == "cuda"
+        return FrozenVAE(model.to(device), GPU_TILE_ABOVE if on_gpu else None)
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+    except Exception as error:  # diffusers raises nearly anything on files that are not what their names say
         message = explain_missing("the VAE", config.vae, error)
         raise UserError(f"{message}{'' if subfolder else _hint(source)}") from None
-    on_gpu = torch.device(device).type == "cuda"
-    return FrozenVAE(model.to(device), GPU_TILE_ABOVE if on_gpu else None)
 
 
 def _hint(source: str) -> str:

@@ -8,14 +8,12 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
-from safetensors import SafetensorError
 
 from phantom_mega.conditioning.sources import explain_missing, resolve_source
 from phantom_mega.config import ConditioningConfig
@@ -25,6 +23,9 @@ from phantom_mega.errors import UserError
 TINY = dict(image_size=64, patch_size=16, width=64, layers=2, heads=4, mlp_ratio=2.0, output_dim=64)
 TINY_SEED = 20250215
 BATCH_IMAGES = 64
+# Pixels of a padded image. A line of pixels that is padded to a square would take gigabytes; larger ones are scaled
+# down before. A tower's input is a few hundred pixels wide, so nothing is lost.
+MAX_CANVAS = 1 << 24
 
 
 class FrozenVisionTower:
@@ -78,14 +79,24 @@ class FrozenVisionTower:
 
         Padding instead of a centre crop keeps the whole subject in sight, whatever its shape is.
         """
-        x = torch.tensor(image, device=self.device).permute(2, 0, 1).float() / 255
+        x = torch.tensor(image).permute(2, 0, 1)
+        canvas = self._canvas(*x.shape[1:])
+        if canvas[0] * canvas[1] > MAX_CANVAS:
+            scale = (MAX_CANVAS / (canvas[0] * canvas[1])) ** 0.5
+            smaller = [max(1, int(side * scale)) for side in x.shape[1:]]
+            x = F.interpolate(x[None], smaller, mode="bilinear", antialias=True, align_corners=False)[0]
+            canvas = self._canvas(*smaller)
+        x = x.to(self.device).float() / 255
         height, width = x.shape[1:]
-        canvas = (max(height, round(width * self.size[0] / self.size[1])),
-                  max(width, round(height * self.size[1] / self.size[0])))  # fmt: skip
         top, left = (canvas[0] - height) // 2, (canvas[1] - width) // 2
         x = F.pad(x, (left, canvas[1] - width - left, top, canvas[0] - height - top), value=1.0)
         x = F.interpolate(x[None], self.size, mode="bicubic", antialias=True, align_corners=False)[0]
         return (x.clamp(0, 1) - self.mean) / self.std
+
+    def _canvas(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the smallest picture of the tower's aspect that holds the image."""
+        return (max(height, round(width * self.size[0] / self.size[1])),
+                max(width, round(height * self.size[1] / self.size[0])))  # fmt: skip
 
     def encode(self, images: list[np.ndarray]) -> torch.Tensor:
         """Patch features [n, c, dim], float32, of n uint8 images [height, width, 3]."""
@@ -123,7 +134,7 @@ def load_vision_tower(
         model = open_clip.create_model(
             name, pretrained=pretrained, require_pretrained=True, force_preprocess_cfg=preprocess
         )
-    except (RuntimeError, OSError, ValueError, KeyError, SafetensorError, UnpicklingError) as error:
+    except Exception as error:  # open_clip raises nearly anything on files that are not what their names say
         raise explain_missing("the vision tower", config.vision_encoder, error) from None
     tower = model.visual
     size = tower.image_size if isinstance(tower.image_size, (tuple, list)) else (tower.image_size,) * 2

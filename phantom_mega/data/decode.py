@@ -140,10 +140,26 @@ def _resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def cover_crop(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Image uint8 [3, h, w] scaled (antialiased bilinear) to cover height x width and cropped at the centre."""
-    image = _resize(image, cover_size(tuple(image.shape[1:]), (height, width)))
+    """Image uint8 [3, h, w] scaled (antialiased bilinear) to cover height x width and cropped at the centre.
+
+    Raises:
+        ValueError: it is so narrow that it would grow beyond `MAX_PIXELS`.
+    """
+    image = _resize(image, bounded_cover_size(tuple(image.shape[1:]), (height, width)))
     top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
     return image[:, top : top + height, left : left + width]
+
+
+def bounded_cover_size(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """`cover_size`; one line of pixels that is scaled to cover a frame would take gigabytes.
+
+    Raises:
+        ValueError: it is larger than `MAX_PIXELS`.
+    """
+    size = cover_size(source, target)
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"{source[1]}x{source[0]} pixels are too narrow to be cut to {target[1]}x{target[0]}")
+    return size
 
 
 def pad_white(image: torch.Tensor, height: int, width: int) -> torch.Tensor:

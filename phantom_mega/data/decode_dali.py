@@ -23,6 +23,7 @@ from phantom_mega.data.decode import (
     ClipInfo,
     DecodedTriplet,
     PyAVDecoder,
+    bounded_cover_size,
     cover_crop,
     failed,
     image_tensor,
@@ -37,7 +38,7 @@ from phantom_mega.data.plan import PlannedSample
 from phantom_mega.data.shards import RawTriplet
 from phantom_mega.data.watch import InFlight
 from phantom_mega.errors import BadSampleError
-from phantom_mega.geometry import contain_size, cover_size
+from phantom_mega.geometry import contain_size
 
 logger = logging.getLogger(__name__)
 Item = tuple[PlannedSample, RawTriplet]
@@ -187,7 +188,7 @@ class DaliDecoder:
             return self._decode(items)
 
     def _decode(self, items: Sequence[Item]) -> list[DecodedTriplet]:
-        jobs = [_ImageJob(raw.clip, None, cover_size, sample) for sample, raw in items if is_image(raw)]
+        jobs = [_ImageJob(raw.clip, None, bounded_cover_size, sample) for sample, raw in items if is_image(raw)]
         for sample, raw in items:
             jobs += [
                 _ImageJob(raw.references[number], raw.masks[number], contain_size, sample, f"reference {number}: ")
@@ -234,6 +235,7 @@ class DaliDecoder:
         for i, (sample, raw) in enumerate(items):
             try:
                 info = probe_clip(raw)
+                bounded_cover_size((info.height, info.width), (sample.height, sample.width))
                 refusal = self.refusal(sample, info)
                 if refusal is None:
                     chosen[i] = info
@@ -294,12 +296,14 @@ class _ImageJob:
         try:
             image = open_header(self.data)
             turned = image.getexif().get(ExifTags.Base.Orientation, 1)
-        except Exception:  # PIL's parsers raise nearly anything on damaged files; `by_pil` will say what
+            size = (image.width, image.height) if turned >= 5 else (image.height, image.width)
+            self.fit(size, (self.sample.height, self.sample.width))
+        except Exception:  # too narrow, or damaged, where PIL raises nearly anything; `by_pil` will say what
             return None
         plain = image.format == "JPEG" or (image.format == "PNG" and turned == 1 and not image.has_transparency_data)
         if self.mask is not None or image.mode not in ("RGB", "L") or not plain:
             return None
-        return (image.width, image.height) if turned >= 5 else (image.height, image.width)
+        return size
 
     def inputs(self, size: tuple[int, int]) -> dict[str, np.ndarray]:
         """Arguments of the image pipeline."""
@@ -318,7 +322,7 @@ class _ImageJob:
             ValueError: the image cannot be read.
         """
         crop = open_image(self.data, self.mask)
-        fit = cover_crop if self.fit is cover_size else pad_white
+        fit = cover_crop if self.fit is bounded_cover_size else pad_white
         return to_unit(fit(image_tensor(crop), self.sample.height, self.sample.width)), crop
 
 
@@ -328,7 +332,7 @@ def _clip_inputs(sample: PlannedSample, raw: RawTriplet, info: ClipInfo) -> dict
         "start": indices[0],
         "length": len(indices),
         "stride": indices[1] - indices[0] if len(indices) > 1 else 1,
-        "scaled": cover_size((info.height, info.width), target),
+        "scaled": bounded_cover_size((info.height, info.width), target),
         "height": target[0],
         "width": target[1],
     }

@@ -1,6 +1,11 @@
 """The index of a data set: one parquet row per sample, all that the plan of packs needs, no media.
 
 `key, shard, offset, bytes` find the sample in its tar; sizes, lengths, token counts and references decide packs.
+
+An index may come from anybody. `shard` is a path below the index's own folder: neither absolute nor with `..` (a link
+that the user put there is followed). Spans are not believed: a reader takes no more than the shard has, and no more
+than `shards.MAX_SAMPLE_BYTES`. Numbers that no sample has, and files that unpack to far more than their size, are
+refused on opening.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from phantom_mega.data.hashing import hash_keys
-from phantom_mega.data.schema import SCHEMA_VERSION, Triplet
+from phantom_mega.data.schema import KEY_PATTERN, MAX_FPS, MAX_REFERENCES, SCHEMA_VERSION, Triplet
 from phantom_mega.errors import UserError
 
 INDEX_NAME = "index.parquet"
@@ -61,6 +66,10 @@ _PLANNED = pa.schema(
     + [(name, SCHEMA.field(name).type) for name in ("height", "width", "text_tokens")]
     + [("references", _KINDS)]
 )
+_KIND = "references.list.element.kind"
+_LEAST = {"offset": 0, "bytes": 0, "clip_bytes": 0, "text_tokens": 0, "frames": 1, "height": 1, "width": 1, "fps": 0}
+# A parquet file may repeat a value a million times in a few bytes. The dullest real index has one row a byte.
+_MAX_ROWS_PER_BYTE = 4
 
 
 def index_row(triplet: Triplet, shard: str, offset: int, size: int, clip_bytes: int) -> dict:
@@ -235,8 +244,8 @@ class TripletIndex:
     def _load(self, name: str) -> pa.ChunkedArray:
         """A column that training does not need, from the files."""
         if name not in self._on_demand:
-            parts = [pq.read_table(file, columns=[name]).column(name) for file in self.files]
-            chunks = [chunk for part in parts for chunk in part.cast(SCHEMA.field(name).type).chunks]
+            parts = [_read_column(file, name) for file in self.files]
+            chunks = [chunk for part in parts for chunk in part.chunks]
             self._on_demand[name] = pa.chunked_array(chunks)
         return self._on_demand[name]
 
@@ -256,24 +265,23 @@ def _read(file: Path) -> tuple[pa.Table, str]:
     """Planned columns and tokenizer of one index file."""
     try:
         schema = pq.read_schema(file)
-        metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+        found = schema.metadata or {}
+        metadata = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in found.items()}
         version = metadata.get("schema_version")
         if version != str(SCHEMA_VERSION):
             raise UserError(f"{file} has schema version {version!r}; this release reads {SCHEMA_VERSION}")
         missing = [name for name in SCHEMA.names if name not in schema.names]
         if missing:
             raise UserError(f"{file} lacks the columns {', '.join(missing)}")
-        with pq.ParquetFile(file, read_dictionary=["shard"]) as parquet:
-            table = parquet.read(columns=[*_PLANNED.names[:-1], "references.list.element.kind"])
+        with pq.ParquetFile(file, read_dictionary=["shard", "key"]) as parquet:
+            _check_expansion(file, parquet.metadata)
+            table = parquet.read(columns=[*_PLANNED.names[:-1], _KIND])
+        table.validate(full=True)  # text that is none, numbers of entries that do not exist
+        _check_keys(file, table.column("key"))
         table = table.select(_PLANNED.names).replace_schema_metadata(None).cast(_PLANNED)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file} is not a readable parquet file: {error}") from None
-    empty = [name for name in table.column_names if table.column(name).null_count]
-    if empty:
-        raise UserError(f"{file} has rows without a value for {', '.join(empty)}; rebuild it with tools/build_index.py")
-    for name in ("offset", "bytes", "clip_bytes"):
-        if table.num_rows and pc.min(table.column(name)).as_py() < 0:
-            raise UserError(f"{file} has a negative {name}; rebuild it with tools/build_index.py")
+    _check_values(file, table)
     folder = file.parent.resolve()
     shards = _one_array(table.column("shard").unify_dictionaries())
     names = shards.dictionary.to_pylist()
@@ -282,9 +290,63 @@ def _read(file: Path) -> tuple[pa.Table, str]:
         raise UserError(
             f"{file} names a shard outside of its folder: {outside[0]!r}; rebuild it with tools/build_index.py"
         )
+    wrong = [name for name in names if not name or not name.isprintable()]
+    if wrong:
+        raise UserError(f"{file} names a shard {wrong[0][:80]!r}; rebuild it with tools/build_index.py")
     paths = pa.array([str(folder / name) for name in names], pa.string())
     shards = pa.DictionaryArray.from_arrays(shards.indices, paths)
     return table.set_column(0, "shard", shards), metadata.get("tokenizer", "")
+
+
+def _read_column(file: Path, name: str) -> pa.ChunkedArray:
+    """A column that training does not need."""
+    try:
+        column = pq.read_table(file, columns=[name]).column(name).cast(SCHEMA.field(name).type)
+        column.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file} has a damaged column {name}: {error}") from None
+    return column
+
+
+def _check_expansion(file: Path, metadata: pq.FileMetaData) -> None:
+    """Refuse a file that would unpack to far more than its size, before it does."""
+    rows, references = metadata.num_rows, 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = (group.column(i) for i in range(group.num_columns))
+        references += sum(column.num_values for column in columns if column.path_in_schema == _KIND)
+    size = file.stat().st_size
+    if rows > _MAX_ROWS_PER_BYTE * size or references > MAX_REFERENCES * rows:
+        raise UserError(
+            f"{file} claims {rows} rows and {references} references in {size} bytes; rebuild it with "
+            "tools/build_index.py"
+        )
+
+
+def _check_keys(file: Path, keys: pa.ChunkedArray) -> None:
+    """Refuse what is no key; read as a dictionary, so that a long one that is repeated takes no memory."""
+    for chunk in keys.chunks:
+        names = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
+        wrong = names.filter(pc.invert(pc.match_substring_regex(names, rf"\A{KEY_PATTERN}\z")))
+        if len(wrong):
+            raise UserError(f"{file} has a key {wrong[0].as_py()[:80]!r}; a key is letters, digits, _ and - only")
+
+
+def _check_values(file: Path, table: pa.Table) -> None:
+    """Raise UserError if a value is missing, or is one that no sample has."""
+    kinds = _one_array(table.column("references")).values
+    empty = [name for name in table.column_names if table.column(name).null_count]
+    if kinds.null_count or kinds.field("kind").null_count:
+        empty.append("references")
+    if empty:
+        raise UserError(f"{file} has rows without a value for {', '.join(empty)}; rebuild it with tools/build_index.py")
+    for name, least in _LEAST.items():
+        found = pc.min(table.column(name)).as_py()
+        if found is not None and not found >= least:
+            raise UserError(f"{file} has {name}={found}, which no sample has; rebuild it with tools/build_index.py")
+    # NaN is in no order: count the rates that are none.
+    if pc.sum(pc.less_equal(table.column("fps"), MAX_FPS)).as_py() not in (None, table.num_rows):
+        raise UserError(f"{file} has rows whose fps is above {MAX_FPS}; rebuild it with tools/build_index.py")
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:

@@ -48,7 +48,7 @@ class PackLoader:
         errors: of the last delivered iteration, one message for each unreadable sample of this rank's share.
 
     Raises:
-        UserError: `global_batch_size` is not a multiple of `data_parallel_size`.
+        UserError: `global_batch_size` is not a multiple of `data_parallel_size`, or a negative `data.worker_timeout`.
     """
 
     def __init__(
@@ -69,6 +69,8 @@ class PackLoader:
             raise UserError(
                 f"global_batch_size={global_batch_size} is not a multiple of data_parallel_size={data_parallel_size}"
             )
+        if not data.worker_timeout >= 0:  # written so that NaN is refused too
+            raise UserError(f"data.worker_timeout={data.worker_timeout:g} is no time to wait; 0 waits for ever")
         self.plan, self.reader, self.data, self.device = plan, reader, data, device
         self.dp_rank, self.dp_size = data_parallel_rank, data_parallel_size
         self.mp_rank, self.mp_size = model_parallel_rank, model_parallel_size

@@ -16,9 +16,11 @@ SCHEMA_VERSION = 1
 PAIR_KINDS = ("cross", "in")
 CATEGORIES = ("human", "animal", "clothes", "product", "landmark", "ip_character", "others")
 MAX_REFERENCES = 4
+MAX_FPS = 1_000_000
+MAX_NUMBER = (1 << 31) - 1  # of frames, pixels and tokens: what the index holds
 CLIP_EXTENSIONS = ("webm", "mp4", "mkv", "avi", "mov", "jpg", "jpeg", "png")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
-_KEY = re.compile(r"[A-Za-z0-9_\-]{1,200}")
+KEY_PATTERN = r"[A-Za-z0-9_\-]{1,200}"
 
 
 @dataclass(frozen=True)
@@ -82,17 +84,17 @@ class Triplet:
     scores: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
-        problem = self._problem()
+        problem = self._problem() or self._unfit_for_the_index()
         if problem:
             raise UserError(f"sample {str(self.key)[:80]!r}: {problem}")
 
     def _problem(self) -> str | None:
-        if not isinstance(self.key, str) or not _KEY.fullmatch(self.key):
+        if not isinstance(self.key, str) or not re.fullmatch(KEY_PATTERN, self.key):
             return "the key may hold letters, digits, _ and - only (at most 200)"
         if self.frames < 1 or self.height < 1 or self.width < 1:
             return f"frames={self.frames}, height={self.height}, width={self.width} must all be at least 1"
-        if self.frames > 1 and not 0 < self.fps < math.inf:
-            return f"fps={self.fps} must be positive for a clip"
+        if not 0 <= self.fps <= MAX_FPS or (self.frames > 1 and not self.fps):
+            return f"fps={self.fps} must be positive for a clip (at most {MAX_FPS}), 0 for an image"
         if self.text_tokens < 0:
             return f"text_tokens={self.text_tokens} must be at least 0"
         if len(self.references) > MAX_REFERENCES:
@@ -108,10 +110,26 @@ class Triplet:
                 return f"reference {i}: frame {reference.source.frame} of its source; the first is 0"
             box = reference.source.box
             if len(box) != 4 or not (box[0] < box[2] and box[1] < box[3]):
-                return f"reference {i}: box {box} is empty; write x0, y0, x1, y1"
+                return f"reference {i}: box {box[:4]} is empty; write x0, y0, x1, y1"
         wrong = [name for name, score in self.scores.items() if not math.isfinite(score)]
         if wrong:
             return f"score {wrong[0]!r} is {self.scores[wrong[0]]}; leave out what was not measured"
+        return None
+
+    def _unfit_for_the_index(self) -> str | None:
+        """What neither the index nor a tokenizer could take."""
+        numbers = [self.frames, self.height, self.width, self.text_tokens]
+        texts = [self.caption, self.video_id, self.codec, *self.scores]
+        for reference in self.references:
+            numbers += [reference.height, reference.width, reference.source.frame]
+            texts += [reference.phrase, reference.source.video_id]
+        if max(numbers) > MAX_NUMBER:
+            return f"a number of frames, pixels or tokens is larger than {MAX_NUMBER}"
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                return f"{text[:80]!a} is no text: it holds half of a character"
         return None
 
 

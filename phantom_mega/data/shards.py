@@ -19,7 +19,11 @@ from phantom_mega.data.schema import CLIP_EXTENSIONS, IMAGE_EXTENSIONS, Triplet,
 from phantom_mega.errors import BadSampleError, UserError
 
 MAX_JSON_BYTES = 1 << 20  # of one sample
+MAX_SAMPLE_BYTES = 1 << 30  # all of it is read at once
+MAX_MEMBERS = 64  # of one sample; ten have a meaning
 _MAX_HEADER_BYTES = 4 << 20  # names of tar members, which may be as long as a header claims
+# What tarfile raises on headers that lie: numbers that are none, long names of long names without end.
+_DAMAGE = (tarfile.TarError, EOFError, OSError, OverflowError, ValueError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -120,10 +124,14 @@ class ShardWriter:
             masks: PNG bytes of each reference's mask, or None.
 
         Raises:
-            UserError: a key that was written before, an unknown extension, or references that do not match.
+            UserError: a key that was written before, an unknown extension, references that do not match, or more
+                bytes than readers take.
         """
         masks = masks or [None] * len(references)
         self._check(triplet, clip_ext, references, masks)
+        size = sum(map(len, (clip, *(image for image, _ in references), *filter(None, masks))))
+        if size > MAX_SAMPLE_BYTES - (1 << 20) - MAX_JSON_BYTES:  # less what headers and the JSON take
+            raise UserError(f"{triplet.key}: its media take {size} bytes; a sample has at most {MAX_SAMPLE_BYTES}")
         if self._tar is None:
             self._file = open(self._temporary(self._shards), "wb")  # noqa: SIM115 (closed when the shard is full)
             self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
@@ -187,21 +195,26 @@ def read_sample(shard: str, offset: int, size: int, key: str) -> RawTriplet:
         key: its key.
 
     Raises:
-        BadSampleError: the span holds no such sample, bad JSON, a missing clip or reference, or a hostile member name.
+        BadSampleError: the span holds no such sample, too many bytes, bad JSON, a missing clip or reference, or a
+            hostile member.
     """
     try:
         with open(shard, "rb") as file:
             # An index that claims more than the file has must not take memory for it.
             size = min(size, max(0, os.fstat(file.fileno()).st_size - offset))
+            if size > MAX_SAMPLE_BYTES:
+                raise BadSampleError(key, shard, f"it takes {size} bytes; {MAX_SAMPLE_BYTES} are the most")
             file.seek(offset)
             data = file.read(size)
     except OSError as error:
         raise BadSampleError(key, shard, f"the shard cannot be read ({error.strerror})") from None
+    except OverflowError:
+        raise BadSampleError(key, shard, f"no shard has a byte {offset}") from None
     try:
         return parse_sample(_members(data, key, shard), key, shard)
-    except (tarfile.TarError, EOFError, OverflowError, ValueError) as error:
-        if isinstance(error, BadSampleError):
-            raise
+    except BadSampleError:
+        raise
+    except _DAMAGE as error:
         raise BadSampleError(key, shard, f"the shard is damaged at byte {offset}: {error}") from None
 
 
@@ -222,8 +235,7 @@ def scan_shard(shard: str | os.PathLike) -> Iterator[tuple[Triplet, dict] | BadS
                         yield sample.finish(shard.name)
                     sample = _Scanned(key, info.offset)
                 json_size = min(info.size, MAX_JSON_BYTES + 1) if suffix == "json" else 0
-                sample.members[suffix] = tar.extractfile(info).read(json_size)
-                sample.sizes[suffix], sample.end = info.size, tar.offset
+                sample.add(suffix, info.size, tar.extractfile(info).read(json_size), tar.offset)
             if sample.members:
                 yield sample.finish(shard.name)
             tar.fileobj.seek(tar.offset)
@@ -231,7 +243,7 @@ def scan_shard(shard: str | os.PathLike) -> Iterator[tuple[Triplet, dict] | BadS
                 raise tarfile.ReadError("the end mark is missing, so samples may be too")
     except BadSampleError as error:
         yield error
-    except (tarfile.TarError, EOFError, OSError, OverflowError, UnicodeDecodeError) as error:
+    except _DAMAGE as error:
         yield BadSampleError(sample.key, shard.name, f"the shard is damaged at or after this sample: {error}")
 
 
@@ -262,13 +274,21 @@ class _Scanned:
     members: dict[str, bytes] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
 
+    def add(self, suffix: str, size: int, content: bytes, end: int) -> None:
+        """Note a member of `size` bytes, after which the next one starts at `end`."""
+        self.members[suffix], self.sizes[suffix], self.end = content, size, end
+        if len(self.members) > MAX_MEMBERS:
+            raise tarfile.ReadError(f"it has more than {MAX_MEMBERS} files")
+
     def finish(self, shard: str) -> tuple[Triplet, dict] | BadSampleError:
         try:
             raw = parse_sample(self.members, self.key, shard)
         except BadSampleError as error:
             return error
-        row = index_row(raw.triplet, shard, self.offset, self.end - self.offset, self.sizes[raw.clip_ext])
-        return raw.triplet, row
+        size = self.end - self.offset
+        if size > MAX_SAMPLE_BYTES:
+            return BadSampleError(self.key, shard, f"it takes {size} bytes; {MAX_SAMPLE_BYTES} are the most")
+        return raw.triplet, index_row(raw.triplet, shard, self.offset, size, self.sizes[raw.clip_ext])
 
 
 def _members(data: bytes, key: str, shard: str) -> dict[str, bytes]:
@@ -283,6 +303,8 @@ def _members(data: bytes, key: str, shard: str) -> dict[str, bytes]:
             if len(content) != info.size:
                 raise BadSampleError(key, shard, f"{info.name} ends after {len(content)} of {info.size} bytes")
             members[suffix] = content
+            if len(members) > MAX_MEMBERS:
+                raise BadSampleError(key, shard, f"it has more than {MAX_MEMBERS} files")
     return members
 
 
@@ -290,11 +312,14 @@ def member_name(info: tarfile.TarInfo, key: str, shard: str) -> tuple[str, str]:
     """(key, suffix) of a tar member.
 
     Raises:
-        BadSampleError: a folder, a link, a file with holes (a few bytes that unpack to any size), or a name that
-            could lead out of a folder.
+        BadSampleError: a folder, a link, a file with holes (a few bytes that unpack to any size) or of negative size
+            (which would be found again without end), or a name that could lead out of a folder or control a terminal.
     """
-    if not info.isreg() or info.issparse() or "/" in info.name or "\\" in info.name or ".." in info.name:
-        raise BadSampleError(key, shard, f"refused the member {info.name!r}: only plain file names are allowed")
+    plain = info.isreg() and not info.issparse() and info.size >= 0 and info.name.isprintable()
+    if not plain or "/" in info.name or "\\" in info.name or ".." in info.name:
+        raise BadSampleError(
+            key, shard, f"refused the member {info.name[:200]!r} ({info.size} bytes): only plain files are allowed"
+        )
     owner, _, suffix = info.name.partition(".")
     return owner, suffix
 

@@ -189,7 +189,7 @@ def test_outside_of_a_mask_becomes_white(clips):
 
 def test_an_image_bomb_is_refused_unread():
     bomb = write_png(np.zeros((12_000, 12_000), dtype=np.uint8), optimize=False)
-    with pytest.raises(ValueError, match="decompression bomb"):
+    with pytest.raises(ValueError, match=r"12000x12000 pixels; \d+ are the most"):
         open_image(bomb)
 
 

