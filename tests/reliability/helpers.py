@@ -55,14 +55,16 @@ def unequal(one: Path, two: Path) -> list[str]:
 
 def ranks_of(run: Path) -> list[int]:
     """Process ids of a run's ranks, by rank."""
-    found = {}
+    found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             values = (folder / "environ").read_bytes().split(b"\0")
             command = (folder / "cmdline").read_bytes()
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
         rank = next((int(v[5:]) for v in values if v.startswith(b"RANK=")), None)
         if rank is not None and b"_rank.py" in command and str(run).encode() in command:
-            found[rank] = min(int(folder.name), found.get(rank, 1 << 30))  # not a process that it forked
-    return [found[rank] for rank in sorted(found)]
+            found.append((rank, int(folder.name), parent))
+    pids = {pid for _, pid, _ in found}
+    return [pid for _, pid, parent in sorted(found) if parent not in pids]  # not what a rank forked

@@ -88,8 +88,8 @@ def disturbed(slurm, samples, tmp_path_factory):
         "time limit": lambda: None,
         "scancel --signal=USR1": lambda: slurm.command("scancel", "--signal=USR1", "--batch", job.id),
         "scontrol requeue": lambda: slurm.command("scontrol", "requeue", job.id),
-        "killed rank": lambda: os.kill(ranks_of(job.run)[3], signal.SIGKILL),
         "killed node daemon": lambda: os.kill(slurm.daemon("127.0.0.2"), signal.SIGKILL),
+        "killed rank": lambda: os.kill(ranks_of(job.run)[3], signal.SIGKILL),
     }
     stops = []
     for restart, (kind, stop) in enumerate(ways.items(), start=1):
@@ -104,7 +104,7 @@ def disturbed(slurm, samples, tmp_path_factory):
         stops.append(Stop(kind, seconds, job.done(), latest_checkpoint(job.run)))
         if kind == "time limit":
             slurm.command("scontrol", "update", f"jobid={job.id}", "TimeLimit=60")
-    slurm.start_daemons()
+        slurm.start_daemons()
     job.wait_for_iteration(stops[-1].saved + 2)
     slurm.command("scancel", job.id)
     slurm.wait(job.id, job.log, lambda: slurm.field(job.id, "JobState") == "CANCELLED", "cancelled")
@@ -146,7 +146,8 @@ def test_a_killed_rank_costs_the_steps_since_the_last_save_and_nothing_else(dist
     _, log, stops = disturbed
     killed = next(stop for stop in stops if stop.kind == "killed rank")
     assert killed.saved % SAVE_INTERVAL == 0 and stops[2].saved < killed.saved < killed.done
-    done = iterations(log)  # without a line or two that the killed daemon took along; `metrics.jsonl` has all
+    # Without some lines that the killed daemon took along before; `metrics.jsonl` has all.
+    done = iterations(log)
     repeated = sorted({number for number in done if done.count(number) > 1})
     assert set(range(killed.saved + 1, killed.done + 1)) <= set(repeated)
     assert "the ranks crashed" in log.read_text()
