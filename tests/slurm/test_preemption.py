@@ -12,7 +12,7 @@ from phantom_mega.metrics import read_metrics
 from tests.reliability.helpers import EXACT, ranks_of
 from tests.slurm.test_scripts import SETTINGS, STAGE1, iterations, latest_checkpoint
 
-ITERATIONS, SAVE_INTERVAL = 90, 5
+ITERATIONS, SAVE_INTERVAL = 150, 5
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
