@@ -80,6 +80,8 @@ def _read_recipe(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
         # A few lines of aliases of aliases stand for gigabytes.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise UserError(f"recipe {path} uses YAML aliases (*name); write the value out, or share it by `base`")
+        if "${" in text:  # OmegaConf would put environment variables into the configuration that is saved
+            raise UserError(f"recipe {path} uses ${{...}}; write the value out")
         data = yaml.safe_load(text) or {}
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"recipe {path} is not valid YAML: {error}") from None

@@ -239,6 +239,14 @@ def test_yaml_tags_do_not_run_code(tmp_path, marker, tag):
     assert not marker.exists()
 
 
+def test_a_recipe_reads_no_environment_variables(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "token")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("train:\n  save: ${oc.env:SECRET}\n")
+    with pytest.raises(UserError, match="write the value out"):
+        load_run_config(str(recipe))
+
+
 def test_yaml_bombs_are_refused(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
