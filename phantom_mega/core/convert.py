@@ -1,12 +1,11 @@
 """Weights between this package's layout-split model and the plain `hf.PhantomTransformer3DModel`, both ways.
 
-Names differ by Megatron's terms, and `linear_qkv` holds to_q, to_k and to_v with rows in [N, 3, D] order. The same
-mapping serves gradients and averaged weights.
+`hf.naming` has the names. The same mapping serves gradients and averaged weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from megatron.core import parallel_state
@@ -14,39 +13,12 @@ from torch import nn
 
 from phantom_mega.core.init import full_shape, local_slice
 from phantom_mega.errors import UserError
-
-# Core name -> plain name, applied to a parameter's dotted name in this order.
-_RENAMES = (
-    (".modulation.offset", ".modulation_offset"),
-    (".q_layernorm.", ".norm_q."),
-    (".k_layernorm.", ".norm_k."),
-    (".linear_proj.", ".to_out."),
-    (".mlp.linear_fc", ".mlp.fc"),
-)
+from phantom_mega.hf.naming import fuse_qkv, hf_names, split_qkv
 
 
 def unwrap(chunk: nn.Module) -> nn.Module:
     """The `PhantomMMDiT` inside a DDP wrapper, or the chunk itself."""
     return chunk.module if hasattr(chunk, "ddp_config") else chunk
-
-
-def hf_names(core_name: str) -> tuple[str, ...]:
-    """Names in the plain model of one parameter here: one, or three for the fused qkv."""
-    if ".linear_qkv." in core_name:
-        return tuple(core_name.replace("linear_qkv", projection) for projection in ("to_q", "to_k", "to_v"))
-    for core, plain in _RENAMES:
-        core_name = core_name.replace(core, plain)
-    return (core_name,)
-
-
-def fuse_qkv(parts: Iterable[torch.Tensor], heads: int) -> torch.Tensor:
-    """to_q, to_k, to_v, each [N*D, ...] -> linear_qkv [N*3*D, ...]."""
-    return torch.stack([part.unflatten(0, (heads, -1)) for part in parts], dim=1).flatten(0, 2)
-
-
-def split_qkv(fused: torch.Tensor, heads: int) -> list[torch.Tensor]:
-    """linear_qkv [N*3*D, ...] -> to_q, to_k, to_v, each [N*D, ...]."""
-    return [part.flatten(0, 1).contiguous() for part in fused.unflatten(0, (heads, 3, -1)).unbind(1)]
 
 
 def hf_to_core(state_dict: dict[str, torch.Tensor], chunk: nn.Module) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ import torch
 
 from phantom_mega.checkpoint.sharding import ModelParallelLayout, Part, split_dim, weight_key
 from phantom_mega.config import ModelConfig
-from phantom_mega.core.convert import split_qkv
+from phantom_mega.hf.naming import split_qkv
 from tests.checkpoint.helpers import weights
 
 QKV = "blocks.2.visual.linear_qkv.weight"

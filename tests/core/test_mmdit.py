@@ -6,13 +6,14 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 
 from phantom_mega.config import ParallelConfig, PrecisionConfig
 from phantom_mega.core.build import build_model, build_optimizer, wrap_ddp
-from phantom_mega.core.convert import core_to_hf, fuse_qkv, hf_to_core, load_hf, split_qkv
+from phantom_mega.core.convert import core_to_hf, hf_to_core, load_hf
 from phantom_mega.core.init import initial_tensor
 from phantom_mega.core.mmdit import layer_range
 from phantom_mega.core.parallel_config import transformer_config
 from phantom_mega.core.schedule import forward_backward
 from phantom_mega.core.specs import block_spec, resolve_transformer_impl
 from phantom_mega.errors import UserError
+from phantom_mega.hf.naming import fuse_qkv, split_qkv
 from phantom_mega.packs import PackLayout
 from phantom_mega.windows import WindowSpec
 from tests.parallel import reference

@@ -68,7 +68,7 @@ class Stop:
     Attributes:
         kind: what was done to it.
         seconds: until it was requeued.
-        done: iterations that the log told of by then.
+        done: the last iteration that the log told of by then.
         saved: the latest checkpoint by then.
     """
 
@@ -97,15 +97,15 @@ def disturbed(slurm, samples, tmp_path_factory):
             # At the start of the ranks: the job must not be done before Slurm misses the daemon.
             slurm.wait(job.id, job.log, lambda: len(ranks_of(job.run)) == 4, "its ranks started")
         elif kind != "time limit":
-            # Far enough for a periodic checkpoint of this start, and some steps more.
-            job.wait_for_iteration(-(-(stops[-1].saved + 1) // SAVE_INTERVAL) * SAVE_INTERVAL + 2)
+            # Further than any start before, and some steps past a periodic checkpoint.
+            job.wait_for_iteration((stops[-1].done // SAVE_INTERVAL + 1) * SAVE_INTERVAL + 2)
         stop()
         seconds = job.wait_for_restart(restart)
         stops.append(Stop(kind, seconds, job.done(), latest_checkpoint(job.run)))
         if kind == "time limit":
             slurm.command("scontrol", "update", f"jobid={job.id}", "TimeLimit=60")
         slurm.start_daemons()
-    job.wait_for_iteration(stops[-1].saved + 2)
+    job.wait_for_iteration(stops[-1].done + 2)
     slurm.command("scancel", job.id)
     slurm.wait(job.id, job.log, lambda: slurm.field(job.id, "JobState") == "CANCELLED", "cancelled")
     # Its ranks may still be saving.
