@@ -16,15 +16,17 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
+    TensorProperties,
     TensorStorageMetadata,
 )
 
@@ -36,6 +38,8 @@ from phantom_mega.errors import UserError
 
 OPTIMIZER, EMA, MAIN = "optimizer.", "optimizer.state.ema.", "optimizer.state.param."
 _COPIED = ("metadata.json",)
+# Of torch's format, and how it describes the trainer's tensors.
+_VERSION, _PROPERTIES = "1.0.0", TensorProperties(dtype=torch.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,10 +118,14 @@ class _RankFile:
             self._file.close()
 
 
-class _Writer:
+class CheckpointWriter:
     """Writes the format of torch.distributed.checkpoint's file system writer, with all files open at once.
 
     Its own writer takes one rank's items after another's, and would read every source tensor once for each tensor rank.
+
+    Args:
+        target: an empty folder (`new_checkpoint`).
+        layout: one file for each of its ranks.
     """
 
     def __init__(self, target: Path, layout: ModelParallelLayout):
@@ -126,21 +134,27 @@ class _Writer:
         self.tensors: dict = {}
         self.storage: dict[MetadataIndex, _StorageInfo] = {}
 
-    def tensor(self, key: str, entry: TensorEntry, properties: object, whole: torch.Tensor) -> None:
-        """Write all parts of a tensor."""
-        parts = self.layout.parts(key, entry.shape)
+    def tensor(self, key: str, whole: torch.Tensor, properties: TensorProperties = _PROPERTIES) -> None:
+        """Write all parts of a tensor.
+
+        Args:
+            key: of the checkpoint.
+            whole: the tensor over all ranks.
+            properties: what the table says of it beside its number format.
+        """
+        parts = self.layout.parts(key, whole.shape)
         chunks = [ChunkStorageMetadata(torch.Size(part.offsets), torch.Size(part.sizes)) for part in parts]
         self.tensors[key] = TensorStorageMetadata(
-            dataclasses.replace(properties, dtype=entry.dtype), torch.Size(entry.shape), chunks
+            dataclasses.replace(properties, dtype=whole.dtype), whole.shape, chunks
         )
         for part in parts:
             self._put(
                 self.files[part.rank], MetadataIndex(key, part.offsets), lambda file, p=part: _save(whole, p, file)
             )
 
-    def raw(self, key: str, description: object, data: bytes) -> None:
-        """Write an item that is not a tensor."""
-        self.tensors[key] = description
+    def raw(self, key: str, data: bytes) -> None:
+        """Write an item that is not a tensor, as torch.save gave its bytes."""
+        self.tensors[key] = BytesStorageMetadata()
         file = self.files[self.layout.stage(key) * self.layout.tensor]
         self._put(file, MetadataIndex(key), lambda file: file.write(data))
 
@@ -149,19 +163,62 @@ class _Writer:
         write(file)
         self.storage[index] = _StorageInfo(file.name, start, file.length - start)
 
-    def finish(self, order: list[str], version: str | None) -> dict[str, str]:
-        """Close the files and write the table, its keys in the source's order; returns digests by file name."""
+    def finish(self, order: Iterable[str] | None = None, version: str | None = _VERSION) -> dict[str, str]:
+        """Close the files and write the table.
+
+        Args:
+            order: keys in the order of the table; by default as written.
+            version: of the format, as torch counts it.
+
+        Returns:
+            Digests by file name, for `integrity.write_manifest`.
+        """
         digests = {file.name: file.close() for file in self.files}
-        tensors = {key: self.tensors[key] for key in order if key in self.tensors}
+        tensors = {key: self.tensors[key] for key in order or self.tensors if key in self.tensors}
         metadata = Metadata(tensors, storage_data=self.storage, version=version)
         (self.target / safe.METADATA).write_bytes(pickle.dumps(metadata))
         return digests
+
+    def abandon(self) -> None:
+        """Close the files without a word; harmless after `finish`."""
+        for file in self.files:
+            file.abandon()
 
 
 def _save(whole: torch.Tensor, part: Part, file: _RankFile) -> None:
     view = whole[tuple(slice(start, start + size) for start, size in zip(part.offsets, part.sizes, strict=True))]
     # torch.save writes all of a view's storage.
-    torch.save(view if part.sizes == tuple(whole.shape) else view.clone(memory_format=torch.contiguous_format), file)
+    alone = view.is_contiguous() and view.untyped_storage().nbytes() == view.nbytes
+    torch.save(view if alone else view.clone(memory_format=torch.contiguous_format), file)
+
+
+@contextlib.contextmanager
+def new_checkpoint(target: Path, overwrite: bool = False, source: Path | None = None) -> Iterator[Path]:
+    """A hidden folder that becomes the checkpoint `target` when the block ends well, and is removed otherwise.
+
+    Args:
+        target: the new checkpoint's folder, of any name.
+        overwrite: replace a checkpoint that is there.
+        source: the checkpoint that it is made of, which it may not replace.
+
+    Raises:
+        UserError: the target is in the way, or the disk is full.
+    """
+    _check_target(target, overwrite, source)
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in target.parent.glob(f".{target.name}.writing-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.writing-", dir=target.parent))
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
+        _publish(temporary, target)
+    except OSError as error:
+        raise UserError(f"{target} could not be written: {error.strerror or error}; nothing was changed") from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def rewrite(
@@ -196,40 +253,28 @@ def rewrite(
     content = content or Content()
     safe.check(source)
     reader = CheckpointReader(source)
-    _check_target(source, target, overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in target.parent.glob(f".{target.name}.writing-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.writing-", dir=target.parent))
-    temporary.chmod(0o777 & ~_umask())
-    try:
+    with new_checkpoint(target, overwrite, source) as temporary:
         known = _write_tensors(reader, temporary, layout, content, progress)
         _write_descriptions(source, temporary, config_yaml, content)
         integrity.write_manifest(temporary, known)
         if verify:
             _verify(reader, temporary, content, progress)
-        _publish(temporary, target)
-    except OSError as error:
-        raise UserError(f"{target} could not be written: {error.strerror or error}; nothing was changed") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
 def _write_tensors(
     reader: CheckpointReader, target: Path, layout: ModelParallelLayout, content: Content, progress: Callable
 ) -> dict[str, str]:
-    table, writer = reader.metadata.state_dict_metadata, _Writer(target, layout)
+    table, writer = reader.metadata.state_dict_metadata, CheckpointWriter(target, layout)
     try:
         for key in content.keys(reader):
-            writer.tensor(key, content.entry(reader, key), table[key].properties, content.read(reader, key))
+            writer.tensor(key, content.read(reader, key), table[key].properties)
             progress("write", reader.tensors[content.origin(key)].nbytes)
         for key, data in _byte_items(reader, content):
-            writer.raw(key, table[key], data)
-        return writer.finish(list(table), reader.metadata.version)
+            writer.raw(key, data)
+        return writer.finish(table, reader.metadata.version)
     finally:
-        for file in writer.files:
-            file.abandon()
+        writer.abandon()
 
 
 def _byte_items(reader: CheckpointReader, content: Content) -> Iterator[tuple[str, bytes]]:
@@ -265,10 +310,10 @@ def _verify(reader: CheckpointReader, target: Path, content: Content, progress: 
         progress("verify", reader.tensors[content.origin(key)].nbytes)
 
 
-def _check_target(source: Path, target: Path, overwrite: bool) -> None:
+def _check_target(target: Path, overwrite: bool, source: Path | None) -> None:
     if not target.exists() and not target.is_symlink():
         return
-    if target.resolve() == source.resolve():
+    if source is not None and target.resolve() == source.resolve():
         raise UserError(f"{target} is the source; name another folder")
     if not overwrite:
         raise UserError(f"{target} is there already; name another folder, or replace it with --overwrite")
