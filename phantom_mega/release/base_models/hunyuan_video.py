@@ -142,7 +142,7 @@ class Modulation:
         of_size = (known["missed"].sum() / known["size"].sum().clamp(min=1e-30)).sqrt()
         of_change = (known["missed"].sum() / known["varying"].sum().clamp(min=1e-30)).sqrt()
         worst = (known["missed"] / known["size"].clamp(min=1e-30)).sqrt().max()
-        return f"misses {of_size:.2%} of the modulation (worst block {worst:.2%}), {of_change:.2%} of its change over t"
+        return f"{of_size:.2%} of it is missed (worst block {worst:.2%}), {of_change:.2%} of its change over t"
 
 
 class _Hunyuan:
@@ -220,7 +220,7 @@ class _Hunyuan:
     def measured(self, read: Read) -> list[str]:
         """How far each stream's modulation is from the source's."""
         streams = self.modulations.items()
-        return [f"{stream}: shared modulation and offsets {one.measured(read)}" for stream, one in streams]
+        return [f"{stream} modulation, root mean square: {one.measured(read)}" for stream, one in streams]
 
 
 def _unused(layers: int) -> list[tuple[str, str]]:

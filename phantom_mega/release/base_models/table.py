@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 
 from phantom_mega.release.base_models.plan import Plan
 from phantom_mega.release.base_models.weights import Weights
@@ -34,8 +34,11 @@ def summary(plan: Plan, weights: Weights, measured: list[str]) -> str:
 
 def _grouped(reasons: dict[str, str]) -> list[str]:
     """Names that differ by numbers alone, and share a reason, as one line."""
-    counts = Counter((_NUMBER.sub("*", name), why) for name, why in reasons.items())
-    return [f"{name}{f' ({count})' if count > 1 else ''}: {why}" for (name, why), count in counts.items()]
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, why in reasons.items():
+        groups[_NUMBER.sub("*", name), why].append(name)
+    named = ((pattern if len(names) > 1 else names[0], why, len(names)) for (pattern, why), names in groups.items())
+    return [f"{name}{f' ({count})' if count > 1 else ''}: {why}" for name, why, count in named]
 
 
 def table(plan: Plan, weights: Weights, measured: list[str]) -> str:

@@ -20,7 +20,7 @@ def randomize(model: nn.Module, seed: int = 0, std: float = 0.2) -> nn.Module:
     """Every parameter random, none at a value that would hide an error; norms and scales around one."""
     generator = torch.Generator().manual_seed(seed)
     for name, param in model.named_parameters():
-        one = "norm_" in name and name.endswith(".weight") and param.ndim == 1 or name.endswith("_scale")
+        one = name.endswith(("norm.weight", "_scale")) or ("norm_" in name and param.ndim == 1)
         param.copy_(torch.randn(param.shape, generator=generator) * (std if param.ndim == 1 else std / 2) + one)
     return model.eval()
 
@@ -47,19 +47,20 @@ def equal_modulation(model: HunyuanVideoTransformer3DModel) -> HunyuanVideoTrans
 
 @dataclass(frozen=True)
 class NaDiTConfig:
-    """Sizes, and which of the two kinds; the last four are as released unless a test makes them as here."""
+    """Sizes, and which of the two kinds. The last three are as released unless a test makes them as here:
+    `norm="layer"` also before the output, `rope="here"`, and `mlp=False` where the MLP is not imported.
+    """
 
     kind: str = "7b"
     layers: int = 3
     separate: int = 3
     heads: int = 2
-    head_dim: int = 12
+    head_dim: int = 24
     in_channels: int = 9
     out_channels: int = 4
     text_dim: int = 24
     norm: str = "rms"
     rope: str = "own"
-    last_text_modulated: bool = False
     mlp: bool = True
 
     @property
@@ -155,9 +156,7 @@ class Block(nn.Module):
         config = self.config
         q, k, v = [], [], []
         for name in ("vid", "txt"):
-            x = norm(config, streams[name])
-            if not (self.last and name == "txt" and not config.last_text_modulated):
-                x = self.modulate(x, emb, name, 0)
+            x = self.modulate(norm(config, streams[name]), emb, name, 0)
             parts = self.attn.proj_qkv.one(name)(x).unflatten(-1, (3, config.heads, -1)).unbind(1)
             q.append(rotate(self.attn.norm_q.one(name)(parts[0]), angles[name]))
             k.append(rotate(self.attn.norm_k.one(name)(parts[1]), angles[name]))
@@ -178,13 +177,11 @@ class Block(nn.Module):
         return out
 
     def row(self, emb: torch.Tensor, name: str, layer: int, row: int) -> torch.Tensor:
-        if self.last and name == "txt" and not hasattr(self.ada, "all"):
-            return emb[:, layer, row] + (row == 1)  # only where a test has the last text modulated
         return emb[:, layer, row] + getattr(self.ada.one(name), ROWS[3 * layer + row])
 
     def modulate(self, x, emb, name, layer):
-        if self.last and name == "txt":  # as here: the shared modulation less its mean, which the test makes zero
-            return x * (1 + emb[:, layer, 1]) + emb[:, layer, 0]
+        if self.last and name == "txt":
+            return x
         return x * self.row(emb, name, layer, 1) + self.row(emb, name, layer, 0)
 
 
@@ -246,20 +243,27 @@ def frequencies(config: NaDiTConfig) -> torch.Tensor:
 
 
 def rope_angles(config: NaDiTConfig, size: tuple[int, int, int], text: int) -> dict:
-    """Angles [tokens, 3 * pairs] of both streams; `here`: as this project, for `test` heads whose axes fill them."""
+    """Angles [tokens, pairs] of both streams.
+
+    `rope="here"` is for heads of 24 channels, three axes of 8 here: the 3B kind's own but for the text, which does not
+    rotate and does not move the video; for the 7B kind each axis has the source's pairs in reverse, then two of the
+    pairs that the source leaves alone.
+    """
     freqs, tokens = frequencies(config), math.prod(size)
-    if config.rope == "none":
-        return {"vid": torch.zeros(tokens, 1), "txt": torch.zeros(text, 1)}
-    if config.kind == "3b":
-        start = 0 if config.rope == "here" else text
-        axes = [torch.arange(n).float() + (start if i == 0 else 0) for i, n in enumerate(size)]
-        turn = 0.0 if config.rope == "here" else 1.0
-        text_angles = (torch.arange(text).float()[:, None] * freqs * turn).repeat(1, 3)
-    else:
-        axes = [torch.linspace(-1, 1, n) for n in size]
-        text_angles = torch.zeros(text, 3 * len(freqs))
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(tokens, 3)
-    return {"vid": (grid[:, :, None] * freqs).flatten(1), "txt": text_angles}
+    ours = config.rope == "here"
+    steps = [torch.arange(n).float() for n in size]
+    if config.kind == "3b" and not ours:
+        steps[0] += text
+    if config.kind == "7b" and not ours:
+        steps = [torch.linspace(-1, 1, n) for n in size]
+    grid = torch.stack(torch.meshgrid(*steps, indexing="ij"), -1).reshape(tokens, 3)
+    text_turns = (torch.arange(text).float()[:, None] * freqs).repeat(1, 3)
+    if config.kind == "7b" and ours:
+        low = torch.cat([grid[:, axis, None] * torch.tensor([0.1, 1.0]) for axis in range(3)], 1)
+        high = torch.cat([grid[:, axis, None] * torch.tensor([0.01, 0.001]) for axis in range(3)], 1)
+        return {"vid": torch.cat([low, high], 1), "txt": torch.zeros(text, 12)}
+    still = ours or config.kind == "7b"
+    return {"vid": (grid[:, :, None] * freqs).flatten(1), "txt": text_turns * (0 if still else 1)}
 
 
 def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
