@@ -35,6 +35,10 @@ CLASS = "PhantomTransformer3DModel"
 # Megatron keeps an item of its own beside each of its linears, and asks for it when it loads.
 _LINEARS = (".linear_qkv.weight", ".linear_proj.weight", ".linear_fc1.weight", ".linear_fc2.weight")
 _SHARD = "shard_0_1"
+_SIZES = (
+    "num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "latent_channels", "text_dim", "clip_dim",
+    "timestep_dim",
+)  # fmt: skip
 
 
 # -- a release
@@ -187,6 +191,10 @@ def with_layout(run: RunConfig, tensor: int, pipeline: int) -> RunConfig:
     Raises:
         UserError: the model cannot be cut so.
     """
+    for name in _SIZES:
+        if not 1 <= getattr(run.model, name) < 1 << 31:
+            wrong = "must be at least 1" if getattr(run.model, name) < 1 else "is larger than any model's"
+            raise UserError(f"model.{name}={getattr(run.model, name)} {wrong}")
     parallel = dataclasses.replace(
         run.parallel,
         tensor_model_parallel_size=tensor,

@@ -20,8 +20,8 @@ from phantom_mega.release import importing
 from phantom_mega.release.base_models.plan import model_arguments, target_shapes
 
 MODEL = ModelConfig(
-    num_layers=4, hidden_size=64, num_attention_heads=4, ffn_hidden_size=128, latent_channels=4, text_dim=24, clip_dim=8,
-    rope_axes_dim=[4, 6, 6], window_frames=5,
+    num_layers=4, hidden_size=64, num_attention_heads=4, ffn_hidden_size=128, latent_channels=4, text_dim=24,
+    clip_dim=8, rope_axes_dim=[4, 6, 6], window_frames=5,
 )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def state_of(reader) -> dict:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_there_and_back_is_equal_to_the_bit(tmp_path, dtype):
-    """Checkpoint, its plain model saved by diffusers, and imported again: two times, so that both ends are checkpoints."""
+    """A checkpoint, its plain model as diffusers saves it, and a checkpoint of that at another layout."""
     one = bring_in(released(tmp_path / "a", dtype=dtype), tmp_path / "one", verify=True)
     model = PhantomTransformer3DModel(**model_arguments(MODEL)).to(dtype)
     model.load_state_dict(state_of(one))
@@ -150,8 +150,9 @@ def test_a_layout_that_the_model_cannot_have_is_refused(release, tmp_path, layou
         ({"num_layers": "4x"}, "could not be converted to Integer"),
         ({"hidden_size": 128}, r"shape \[64, 16\]; the model has \[128, 16\]|must be three even numbers"),
         ({"ffn_hidden_size": 256}, r"has the shape|would give .* the model has \[256, 64\]"),
-        ({"num_attention_heads": 0}, "num_attention_heads"),
-        ({"text_dim": -1}, "text_dim"),
+        ({"num_attention_heads": 0}, "model.num_attention_heads=0 must be at least 1"),
+        ({"text_dim": -1}, "model.text_dim=-1 must be at least 1"),
+        ({"clip_dim": 10**40}, "model.clip_dim=10{40} is larger than any model's"),
         ({"attention": "new"}, "has 'attention', which no model of this version has"),
         ({"_class_name": "Other"}, "is of 'Other', not PhantomTransformer3DModel; a base model needs --from"),
         ({"window_shift": "${oc.env:HOME}"}, "write the value out"),
@@ -183,7 +184,7 @@ def test_a_tensor_too_many_or_too_few_stops_the_import(tmp_path, extra):
 
 
 def test_what_is_no_release_is_refused(tmp_path):
-    with pytest.raises(UserError, match="is no release: it has no config.json"):
+    with pytest.raises(UserError, match=r"is no release: it has no config\.json"):
         importing.open_export(tmp_path)
 
 

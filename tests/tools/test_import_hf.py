@@ -1,4 +1,4 @@
-"""tools/import_hf.py on the command line: releases and base models, a run that starts from one, how much memory it takes."""
+"""tools/import_hf.py on the command line: releases, base models, a run that starts from one, the memory it takes."""
 
 import json
 import subprocess
@@ -48,7 +48,7 @@ def test_a_run_starts_from_an_imported_release_at_another_layout(tmp_path):
     assert "write: 100%" in done.stderr and "verify: 100%" in done.stderr
     assert not integrity.verify(tmp_path / "new")
     start = [f"train.load={tmp_path / 'new'}", "train.finetune=true", "optimizer.lr=0.0"]
-    said = train(write_data_set(tmp_path / "data"), tmp_path / "run", *start, "train.exit_interval=2")
+    said = train(write_data_set(tmp_path / "data"), tmp_path / "run", *start, "train.exit_interval=2", code=75)
     assert f"loading {tmp_path / 'new'} (weights and EMA only)" in said
     imported, saved = (CheckpointReader(find_checkpoint(tmp_path / name)) for name in ("new", "run"))
     for key in imported.tensors:
@@ -71,20 +71,9 @@ def test_a_base_model_is_imported_in_one_command(tmp_path, name):
     else:
         source, kind = tmp_path / "model.pth", name.removeprefix("seedvr_")
         torch.save(randomize(NaDiT(NaDiTConfig(kind=kind, separate=2 if kind == "3b" else 3))).state_dict(), source)
-    words = [
-        source,
-        tmp_path / "new",
-        "--from",
-        name,
-        *FIT,
-        "model.ffn_hidden_size=96",
-        "--dtype",
-        "bfloat16",
-        "--verify",
-    ]
-    if name != "seedvr_3b":  # its MLPs come over, so their width is given
-        words.remove("model.ffn_hidden_size=96")
-    done = tool(*words)
+    # Where MLPs come over, the source fixes their width.
+    sizes = [*FIT, "model.ffn_hidden_size=96"] if name == "seedvr_3b" else FIT
+    done = tool(source, tmp_path / "new", "--from", name, *sizes, "--dtype", "bfloat16", "--verify")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[-1] == f"wrote {tmp_path / 'new'}: 1 file(s), verified"
