@@ -1,6 +1,5 @@
 """tools/import_hf.py on the command line: releases, base models, a run that starts from one, the memory it takes."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -119,20 +118,25 @@ def test_help_has_examples():
     assert done.returncode == 0 and "--from seedvr_7b" in done.stdout and "train.finetune=true" in done.stdout
 
 
+# Not getrusage: its peak is inherited from the process that starts this one.
 MEASURE = """
-import json, resource, sys
+import re, sys
+from pathlib import Path
 sys.argv = ["import_hf", *sys.argv[1:]]
 sys.path.insert(0, "tools")
 import import_hf
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def memory(what):
+    return int(re.search(what + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
+Path("/proc/self/clear_refs").write_text("5")
+before = memory("VmRSS")
 import_hf.main()
-print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024))
+print(memory("VmHWM") - before)
 """
 
 
 @pytest.mark.slow
 def test_memory_is_bounded_by_the_largest_tensor_and_not_by_the_model(tmp_path):
-    """About 300 MiB of tensors, the largest of them 16 MiB."""
+    """416 MiB of tensors, the largest of them 24 MiB."""
     sizes = {"num_layers": 4, "hidden_size": 1024, "num_attention_heads": 8, "ffn_hidden_size": 4096}
     model = PhantomTransformer3DModel(**sizes, rope_axes_dim=[32, 48, 48])
     total = sum(param.numel() * 4 for param in model.parameters())
@@ -141,6 +145,6 @@ def test_memory_is_bounded_by_the_largest_tensor_and_not_by_the_model(tmp_path):
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "release"), str(tmp_path / "new")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    peak = json.loads(done.stdout.splitlines()[-1])
+    peak = int(done.stdout.splitlines()[-1])
     print(f"{peak / 2**20:.0f} MiB for {total / 2**20:.0f} MiB of tensors, the largest {largest / 2**20:.0f} MiB")
-    assert total > 14 * largest and peak < 3 * largest + (48 << 20)
+    assert total > 14 * largest and largest < peak < 3 * largest + (48 << 20)
