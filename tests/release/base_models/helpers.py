@@ -11,8 +11,26 @@ from phantom_mega.release import importing
 from phantom_mega.release.base_models import BASE_MODELS
 from phantom_mega.release.base_models.common import Options
 from phantom_mega.release.base_models.plan import model_arguments
+from phantom_mega.release.base_models.weights import Weights
+from tests.release.base_models.peers import NaDiT, NaDiTConfig
 
-SIZE = (3, 8, 12)
+
+class Names(Weights):
+    """Shapes without values."""
+
+    def __init__(self, shapes):
+        self.path, self.shapes = "released", shapes
+
+    def load(self, name):
+        raise AssertionError(name)
+
+
+def released(kind):
+    """Names and shapes of a released file, made without memory."""
+    sizes = {"heads": 20, "layers": 32, "separate": 10} if kind == "3b" else {"heads": 24, "layers": 36, "separate": 36}
+    config = NaDiTConfig(kind=kind, head_dim=128, in_channels=33, out_channels=16, text_dim=5120, **sizes)
+    with torch.device("meta"):
+        return Names({name: tuple(tensor.shape) for name, tensor in NaDiT(config).state_dict().items()})
 
 
 def bring_in(name, path, target, *overrides, options=Options(), **more):  # noqa: B008 (frozen)

@@ -9,8 +9,7 @@ from phantom_mega.release import importing
 from phantom_mega.release.base_models import BASE_MODELS, seedvr
 from phantom_mega.release.base_models.common import Options, Source
 from phantom_mega.release.base_models.table import TABLE
-from phantom_mega.release.base_models.weights import Weights
-from tests.release.base_models.helpers import bring_in, plain_model, relative, velocity
+from tests.release.base_models.helpers import bring_in, plain_model, relative, released, velocity
 from tests.release.base_models.peers import NaDiT, NaDiTConfig, randomize
 
 FIT = ["model.window_frames=0", "model.text_dim=24", "model.latent_channels=4", "model.clip_dim=8"]
@@ -101,24 +100,6 @@ def test_text_of_the_last_block_of_the_3b_kind_strays_as_the_figure_says(tmp_pat
     torch.testing.assert_close(rows, own - own.mean(0), atol=1e-4, rtol=0)
     shift, scale = rows.square().mean((0, 2)).sqrt().tolist()
     assert figures == [f"the last block's text is shifted by {shift:.3g} and scaled by 1 +- {scale:.3g} (rms over t)"]
-
-
-class Names(Weights):
-    """Shapes without values."""
-
-    def __init__(self, shapes):
-        self.path, self.shapes = "released", shapes
-
-    def load(self, name):
-        raise AssertionError(name)
-
-
-def released(kind):
-    """Names and shapes of a released file, made without memory."""
-    sizes = {"heads": 20, "layers": 32, "separate": 10} if kind == "3b" else {"heads": 24, "layers": 36, "separate": 36}
-    config = NaDiTConfig(kind=kind, head_dim=128, in_channels=33, out_channels=16, text_dim=5120, **sizes)
-    with torch.device("meta"):
-        return Names({name: tuple(tensor.shape) for name, tensor in NaDiT(config).state_dict().items()})
 
 
 @pytest.mark.parametrize("kind, tensors, axes", [("3b", 635, [44, 42, 42]), ("7b", 1128, [44, 42, 42])])
