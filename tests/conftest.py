@@ -14,6 +14,7 @@ settings.load_profile("suite")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Skip what needs a GPU where there is none; share files, not single tests, out to pytest-xdist's workers."""
     for item in items:
