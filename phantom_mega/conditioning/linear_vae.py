@@ -15,6 +15,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -76,6 +77,7 @@ class LinearVideoVAE(ModelMixin, ConfigMixin):
         self.register_buffer("frame_basis", torch.eye(FRAME_SIZE, latent_channels))
         self.register_buffer("group_basis", torch.eye(GROUP_SIZE, latent_channels))
 
+    @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """Encode videos; the posterior has no spread, so `mode()` and `sample()` agree.
 
@@ -100,6 +102,7 @@ class LinearVideoVAE(ModelMixin, ConfigMixin):
         posterior = DiagonalGaussianDistribution(moments, deterministic=True)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
+    @apply_forward_hook
     def decode(self, z: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
         """Decode latents [B, C, T, h, w] (already divided by `config.scaling_factor`) to [B, 3, 4T - 3, 8h, 8w]."""
         if z.ndim != 5 or z.shape[1] != self.config.latent_channels:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from phantom_mega.conditioning.sources import check_complete, explain_missing, resolve_source
-from phantom_mega.config import ConditioningConfig
 from phantom_mega.errors import UserError
+
+if TYPE_CHECKING:  # an export carries this module without the run's configuration
+    from phantom_mega.config import ConditioningConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Tokens, with padding, of one forward pass: bounds memory when a pack holds many captions.

@@ -11,11 +11,12 @@ import av
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from phantom_mega.data.decode import open_clip, open_image
+from phantom_mega.data.decode import open_clip
 from phantom_mega.data.index import TripletIndex
 from phantom_mega.data.schema import IMAGE_EXTENSIONS, Reference
 from phantom_mega.data.shards import RawTriplet, ShardReader
 from phantom_mega.errors import BadSampleError, UserError
+from phantom_mega.images import open_image
 
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"  # DejaVu comes with matplotlib: the same on any machine
 PAGE, CARD, INK, FAINT, BAD = "#e9ebee", "#ffffff", "#1c2024", "#6b7480", "#b3261e"

@@ -179,11 +179,11 @@ class PhantomTransformer3DModel(ModelMixin, ConfigMixin):
         self.final_modulation = nn.Linear(C, 2 * C)
         self.final_proj = nn.Linear(C, patch_dim)
 
-    def layout(self, shapes: list[SampleShape], **lengths) -> PackLayout:
-        """The `PackLayout` of samples for this model, on its device; `lengths` as in `PackLayout.build`."""
-        config = self.config
+    def layout(self, shapes: list[SampleShape], device: torch.device | None = None, **lengths) -> PackLayout:
+        """The `PackLayout` of samples for this model, on its device or another; `lengths` as in `PackLayout.build`."""
+        config, device = self.config, device or self.device
         return PackLayout.build(
-            shapes, self.window_spec, list(config.rope_axes_dim), config.rope_theta, device=self.device, **lengths
+            shapes, self.window_spec, list(config.rope_axes_dim), config.rope_theta, device=device, **lengths
         )
 
     def condition(self, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
