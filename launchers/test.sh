@@ -20,5 +20,5 @@ workers=(-n 2)
 for argument in "$@"; do
     if [[ -e ${argument%%::*} ]]; then workers=(-n 0); fi
 done
-# -rs tells why a test was skipped; the first group to start is the longest (tests/conftest.py).
-exec "$VENV/bin/python" -m pytest -rs "${workers[@]}" --dist loadgroup --no-loadscope-reorder "$@"
+# -rs tells why a test was skipped; tests/conftest.py says who gets what.
+exec "$VENV/bin/python" -m pytest -rs "${workers[@]}" --no-loadscope-reorder "$@"
