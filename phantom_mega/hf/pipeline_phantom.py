@@ -113,6 +113,15 @@ class PhantomPipeline(DiffusionPipeline):
         )
         self.video_processor = VideoProcessor(vae_scale_factor=8)
         self._interrupt = False
+        self._tile_always = False
+
+    def enable_vae_tiling(self) -> None:
+        """Decode and encode every frame tile by tile; without it, a GPU tiles frames above 480p alone."""
+        self._tile_always = True
+
+    def disable_vae_tiling(self) -> None:
+        """Undo `enable_vae_tiling`."""
+        self._tile_always = False
 
     @property
     def interrupt(self) -> bool:
@@ -143,7 +152,8 @@ class PhantomPipeline(DiffusionPipeline):
 
     def _frozen_vae(self) -> FrozenVAE:
         device = self._execution_device
-        return FrozenVAE(self.vae, GPU_TILE_ABOVE if device.type == "cuda" else None, device)
+        above = GPU_TILE_ABOVE if device.type == "cuda" else None
+        return FrozenVAE(self.vae, 0 if self._tile_always else above, device)
 
     def encode_prompt(self, prompt: str, name: str = "prompt") -> torch.Tensor:
         """Features [l, text_dim], float32, of a prompt; too long ones are cut, with a warning."""
