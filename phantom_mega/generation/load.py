@@ -109,11 +109,11 @@ def _from_export(folder: Path, dtype: torch.dtype) -> PhantomPipeline:
     if "PhantomPipeline" not in (index.get("_class_name") or ""):
         raise UserError(f"{folder / INDEX} is of a {index.get('_class_name')}, not of a PhantomPipeline")
     loaders = {
-        "vae": lambda at: VAES[index["vae"][1]].from_pretrained(at, torch_dtype=dtype),
+        "vae": lambda at: VAES[index["vae"][1]].from_pretrained(at, dtype=dtype),
         "text_encoder": lambda at: AutoModel.from_pretrained(at, dtype="auto", trust_remote_code=False),
         "tokenizer": lambda at: AutoTokenizer.from_pretrained(at, trust_remote_code=False),
-        "image_encoder": lambda at: PhantomVisionTower.from_pretrained(at, torch_dtype=dtype),
-        "transformer": lambda at: PhantomTransformer3DModel.from_pretrained(at, torch_dtype=dtype),
+        "image_encoder": lambda at: PhantomVisionTower.from_pretrained(at, dtype=dtype),
+        "transformer": lambda at: PhantomTransformer3DModel.from_pretrained(at, dtype=dtype),
         "scheduler": FlowMatchEulerDiscreteScheduler.from_pretrained,
     }
     parts = {}

@@ -1,0 +1,1 @@
+"""Releases: training checkpoints to diffusers folders and back."""
