@@ -63,8 +63,8 @@ main() {
 Done. In $out:
   loss.png            loss of both stages
   contact_sheet.png   the training samples: references beside frames, captions under them
-  videos/             a video of each held-out case (MP4), and contact_sheet.png of all; 4.0M parameters after a few
-                      minutes learn colours and layout, not identity
+  videos/             a video of each held-out case (MP4), and contact_sheet.png of all; 4.0M parameters have learned
+                      a few colours in these minutes, and no subject yet
   export/             the trained model as a diffusers folder
   stage1/ stage2/     of each stage: log, TensorBoard events, checkpoints/
   data/               the sample triplets, WebDataset shards and index.parquet

@@ -124,7 +124,7 @@ class FrozenTextEncoder:
 
 
 @contextlib.contextmanager
-def _quiet():
+def quiet_loading():
     """No progress bar where nobody looks on: a log file would get one from every rank."""
     if sys.stderr.isatty() or not transformers_logging.is_progress_bar_enabled():
         yield
@@ -148,7 +148,7 @@ def load_text_encoder(config: ConditioningConfig, device: torch.device | str) ->
     tokenizer = load_tokenizer(name)
     torch_dtype = DTYPES[dtype] if torch.device(device).type == "cuda" else torch.float32
     try:
-        with _quiet():
+        with quiet_loading():
             model, loaded = AutoModel.from_pretrained(
                 resolve_source(name), dtype=torch_dtype, trust_remote_code=False, output_loading_info=True
             )

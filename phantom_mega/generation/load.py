@@ -14,6 +14,7 @@ from phantom_mega.checkpoint import integrity, plain, safe
 from phantom_mega.checkpoint.folder import find_checkpoint
 from phantom_mega.checkpoint.reader import CheckpointReader
 from phantom_mega.conditioning.linear_vae import LinearVideoVAE
+from phantom_mega.conditioning.text import quiet_loading
 from phantom_mega.config import RunConfig
 from phantom_mega.config_io import load_run_config
 from phantom_mega.errors import UserError
@@ -121,7 +122,8 @@ def _from_export(folder: Path, dtype: torch.dtype) -> PhantomPipeline:
         if name in OPTIONAL and not (index.get(name) or [None])[0]:
             continue
         try:
-            parts[name] = load(folder / name)
+            with quiet_loading():
+                parts[name] = load(folder / name)
         except UserError:
             raise
         except Exception as error:  # the libraries raise nearly anything on damaged files
