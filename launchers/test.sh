@@ -5,8 +5,8 @@
 #   bash launchers/test.sh tests/test_windows.py    one file
 #   bash launchers/test.sh -m "not slurm"           without the one-machine Slurm cluster
 #
-# Tests run one after the other: those in tests/parallel and tests/slurm start several processes each. With cores to
-# spare, `-n 4` (pytest-xdist) works too.
+# The whole suite is shared out to two pytest-xdist workers, whole files at a time (`-n 0` runs it in this process,
+# `-n 4` with cores to spare): many tests start processes of their own and wait for them.
 set -euo pipefail
 
 # shellcheck source=launchers/env.sh
@@ -16,5 +16,9 @@ ensure_environment
 cd "$repo"
 # One thread a process: the parallel tests would otherwise fight over the cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-# -rs tells why a test was skipped.
-exec "$VENV/bin/python" -m pytest -rs "$@"
+workers=(-n 2)
+for argument in "$@"; do
+    if [[ -e ${argument%%::*} ]]; then workers=(-n 0); fi
+done
+# -rs tells why a test was skipped; tests/conftest.py says who gets what.
+exec "$VENV/bin/python" -m pytest -rs "${workers[@]}" --no-loadscope-reorder "$@"

@@ -6,15 +6,18 @@ B: batch, C: latent channels, F: frames, T = 1 + (F-1)/4: latent frames, h w: la
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
 
 from phantom_mega.conditioning.linear_vae import LinearVideoVAE
 from phantom_mega.conditioning.sources import check_complete, explain_missing, resolve_source
-from phantom_mega.config import ConditioningConfig
 from phantom_mega.errors import UserError
 from phantom_mega.geometry import VAE_SPACE_STRIDE, VAE_TIME_STRIDE, latent_frames
+
+if TYPE_CHECKING:  # an export carries this module without the run's configuration
+    from phantom_mega.config import ConditioningConfig
 
 CLASSES = {"AutoencoderKLCogVideoX": AutoencoderKLCogVideoX, "LinearVideoVAE": LinearVideoVAE}
 # Pixels of a frame above which a GPU works in overlapping tiles: 480p goes through whole (about 5 GB), 720p does not.
@@ -36,14 +39,16 @@ class FrozenVAE:
         tile_above: pixels of a frame above which encoding and decoding go tile by tile and one video at a time, which
             bounds memory at the price of overlaps computed twice; None never tiles. It depends on the sample's size
             alone, so that all ranks get the same latents.
+        device: where it computes, if that is not where its weights are (diffusers' offloading).
 
     Attributes:
         latent_channels: channels of its latents.
         calls: videos encoded so far (tests count that nothing is encoded twice).
     """
 
-    def __init__(self, model: torch.nn.Module, tile_above: int | None = None):
+    def __init__(self, model: torch.nn.Module, tile_above: int | None = None, device: torch.device | None = None):
         self.model = model.eval().requires_grad_(False)
+        self.device = device or model.device
         self.tile_above = tile_above if isinstance(model, AutoencoderKLCogVideoX) else None
         if self.tile_above is not None:
             model.enable_tiling(**TILES)
@@ -57,7 +62,7 @@ class FrozenVAE:
     def _per_channel(self, values: list[float] | None, default: float) -> torch.Tensor:
         """float32 [C or 1, 1, 1, 1]."""
         values = torch.tensor([default] if values is None else list(values), dtype=torch.float32)
-        return values.to(self.model.device).view(-1, 1, 1, 1)
+        return values.to(self.device).view(-1, 1, 1, 1)
 
     def _choose_tiling(self, frame_pixels: int) -> None:
         if self.tile_above is not None:
@@ -75,14 +80,14 @@ class FrozenVAE:
         latent_frames(video.shape[2])
         self.calls += len(video)
         self._choose_tiling(video.shape[-2] * video.shape[-1])
-        latents = self.model.encode(video.to(self.model.device, self.model.dtype)).latent_dist.mode()
+        latents = self.model.encode(video.to(self.device, self.model.dtype)).latent_dist.mode()
         return (latents.float() - self._shift) * self._scale
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents [B, C, T, h, w] to video [B, 3, 4T-3, 8h, 8w], float32, clamped to [-1, 1]."""
         frames = VAE_TIME_STRIDE * latents.shape[2] - VAE_TIME_STRIDE + 1
-        raw = latents.to(self.model.device).float() / self._scale + self._shift
+        raw = latents.to(self.device).float() / self._scale + self._shift
         if isinstance(self.model, AutoencoderKLCogVideoX) and latents.shape[2] % 2 == 0:
             # It upsamples an even number of latent frames to 4T, the first one not apart. Its chunks run forward in
             # time, so with one more frame at the end the wanted ones are right.
@@ -108,7 +113,7 @@ def load_vae(config: ConditioningConfig, device: torch.device | str, dtype: torc
             where = f"{config.vae}/{subfolder}" if subfolder else config.vae
             raise UserError(f"{where} is a {name}; the VAE must be one of {', '.join(CLASSES)}{_hint(source)}")
         model, loaded = CLASSES[name].from_pretrained(
-            source, subfolder=subfolder, torch_dtype=dtype, output_loading_info=True
+            source, subfolder=subfolder, dtype=dtype, output_loading_info=True
         )
         check_complete("the VAE", config.vae, loaded["missing_keys"])
         on_gpu = torch.device(device).type == "cuda"

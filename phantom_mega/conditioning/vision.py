@@ -8,19 +8,28 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import VisionTransformer
 
 from phantom_mega.conditioning.sources import explain_missing, resolve_source
-from phantom_mega.config import ConditioningConfig
 from phantom_mega.errors import UserError
+from phantom_mega.hf.vision_tower import PhantomVisionTower
+
+if TYPE_CHECKING:  # an export carries this module without the run's configuration
+    from phantom_mega.config import ConditioningConfig
 
 # The tower of CPU runs: random, but the same everywhere, so that its features are stable "random convolutions".
-TINY = dict(image_size=64, patch_size=16, width=64, layers=2, heads=4, mlp_ratio=2.0, output_dim=64)
+TINY = dict(
+    vision_cfg=dict(image_size=64, patch_size=16, width=64, layers=2, head_width=16, mlp_ratio=2.0),
+    embed_dim=64,
+    image_size=(64, 64),
+    image_mean=open_clip.OPENAI_DATASET_MEAN,
+    image_std=open_clip.OPENAI_DATASET_STD,
+)
 TINY_SEED = 20250215
 BATCH_IMAGES = 64
 # Pixels of a padded image. A line of pixels that is padded to a square would take gigabytes; larger ones are scaled
@@ -32,10 +41,9 @@ class FrozenVisionTower:
     """A vision tower in eval mode without gradients.
 
     Args:
-        tower: open_clip's vision transformer, or its wrapper around a timm trunk.
-        size: (height, width) of its input, pixels.
-        mean, std: its normalization, of values in [0, 1].
+        model: the tower.
         name: as the recipe names it, for messages.
+        device: where it computes, if that is not where its weights are (diffusers' offloading).
 
     Attributes:
         tokens: c.
@@ -48,19 +56,19 @@ class FrozenVisionTower:
 
     def __init__(
         self,
-        tower: torch.nn.Module,
-        size: tuple[int, int],
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        model: PhantomVisionTower,
         name: str = "the vision tower",
+        device: torch.device | None = None,
     ):
-        self.tower = tower.eval().requires_grad_(False)
-        self.size = size
-        parameter = next(tower.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
-        self.mean, self.std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (mean, std))
+        self.model = model.eval().requires_grad_(False)
+        config = model.config
+        self.size = tuple(config.image_size)
+        self.device, self.dtype = device or model.device, model.dtype
+        self.mean, self.std = (
+            torch.tensor(values, device=self.device).view(3, 1, 1) for values in (config.image_mean, config.image_std)
+        )
         try:
-            probe = self._features(torch.zeros(1, 3, *size, device=self.device, dtype=self.dtype))
+            probe = self._features(torch.zeros(1, 3, *self.size, device=self.device))
         except (AssertionError, AttributeError, NotImplementedError) as error:
             raise UserError(f"{name} has no patch tokens ({error}); use a vision transformer (ViT) tower") from None
         self.tokens, self.dim = probe.shape[1:]
@@ -68,11 +76,8 @@ class FrozenVisionTower:
 
     @torch.no_grad()
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The last block's patch tokens after the final norm [n, c, dim]; open_clip gives them without class tokens."""
-        out = self.tower.forward_intermediates(
-            pixels, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC"
-        )
-        return out["image_intermediates"][-1]
+        """Patch tokens [n, c, dim], float32, of normalized pixels."""
+        return self.model(pixels.to(self.dtype)).float()
 
     def preprocess(self, image: np.ndarray) -> torch.Tensor:
         """uint8 [height, width, 3] to [3, *size]: padded with white to the tower's aspect, resized, normalized.
@@ -104,7 +109,7 @@ class FrozenVisionTower:
         features = [torch.zeros(0, self.tokens, self.dim, device=self.device)]
         for at in range(0, len(images), BATCH_IMAGES):
             pixels = torch.stack([self.preprocess(image) for image in images[at : at + BATCH_IMAGES]])
-            features.append(self._features(pixels.to(self.dtype)).float())
+            features.append(self._features(pixels))
         return torch.cat(features)
 
 
@@ -120,10 +125,7 @@ def load_vision_tower(
         UserError: open_clip does not know it, cannot load its weights, or would leave them random.
     """
     if config.vision_encoder == "tiny":
-        return FrozenVisionTower(
-            _tiny_tower().to(device), (TINY["image_size"],) * 2,
-            open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD, "tiny",
-        )  # fmt: skip
+        return FrozenVisionTower(_tiny_tower().to(device), "tiny")
     name, pretrained = resolve_source(config.vision_encoder), config.vision_pretrained
     if Path(name).is_dir():
         name = f"local-dir:{name}"
@@ -136,18 +138,23 @@ def load_vision_tower(
         )
     except Exception as error:  # open_clip raises nearly anything on files that are not what their names say
         raise explain_missing("the vision tower", config.vision_encoder, error) from None
-    tower = model.visual
-    size = tower.image_size if isinstance(tower.image_size, (tuple, list)) else (tower.image_size,) * 2
-    return FrozenVisionTower(
-        tower.to(device, dtype), tuple(size), tower.image_mean, tower.image_std, config.vision_encoder
-    )
+    visual = model.visual
+    size = visual.image_size if isinstance(visual.image_size, (tuple, list)) else (visual.image_size,) * 2
+    architecture = open_clip.get_model_config(name)
+    with torch.device("meta"):  # the weights are here already
+        tower = PhantomVisionTower(
+            architecture["vision_cfg"], architecture["embed_dim"], architecture.get("quick_gelu", False),
+            tuple(size), tuple(visual.image_mean), tuple(visual.image_std),
+        )  # fmt: skip
+    tower.tower = visual
+    return FrozenVisionTower(tower.to(device, dtype), config.vision_encoder)
 
 
-def _tiny_tower() -> VisionTransformer:
+def _tiny_tower() -> PhantomVisionTower:
     """The same random weights in every process, without touching any generator that others draw from."""
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(TINY_SEED)
-        return VisionTransformer(**TINY)
+        return PhantomVisionTower(**TINY)
 
 
 def _check_named_model(name: str, pretrained: str | None) -> dict | None:

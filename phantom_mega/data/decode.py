@@ -7,7 +7,6 @@ white. Whatever cannot be read becomes zeros with a message, so that no other sa
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,9 +14,7 @@ from dataclasses import dataclass
 import av
 import numpy as np
 import torch
-import torch.nn.functional as F
 from av.video.reformatter import Interpolation, VideoReformatter
-from PIL import Image, ImageOps
 
 from phantom_mega.config import DataConfig
 from phantom_mega.data.plan import PlannedSample
@@ -25,15 +22,12 @@ from phantom_mega.data.schema import IMAGE_EXTENSIONS
 from phantom_mega.data.shards import RawTriplet
 from phantom_mega.data.watch import InFlight
 from phantom_mega.errors import BadSampleError, UserError
-from phantom_mega.geometry import contain_size, cover_size
+from phantom_mega.images import MAX_PIXELS, cover_crop, image_tensor, open_image, pad_white, to_unit
 
 # Timestamps of a constant frame rate may be rounded (webm: to milliseconds) but not by half a frame.
 MAX_JITTER = 0.5
-# Larger pictures are refused before they are unpacked: an 8k x 8k frame has 67 million pixels.
-MAX_PIXELS = 1 << 27
-# By content FFmpeg would also take playlists that name files and addresses, and PIL formats that start programs.
+# By content FFmpeg would also take playlists that name files and addresses.
 _CONTAINERS = "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,avi"
-_IMAGES = ("JPEG", "PNG")
 # The colour conversion of DALI's CPU decoder, bit for bit. FFmpeg's default repeats chroma instead of interpolating it.
 _TO_RGB = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 
@@ -72,44 +66,6 @@ def is_image(raw: RawTriplet) -> bool:
     return raw.clip_ext in IMAGE_EXTENSIONS
 
 
-def open_image(data: bytes, mask: bytes | None = None) -> np.ndarray:
-    """JPEG or PNG bytes to uint8 [h, w, 3]: turned by EXIF, transparency and what lies outside the mask become white.
-
-    Raises:
-        ValueError: the bytes are no such image, or one that would unpack to hundreds of megabytes.
-    """
-    try:
-        image = ImageOps.exif_transpose(open_header(data))
-        if image.mode.startswith("I"):  # 16 bits: PIL would clip instead of scale
-            image = Image.fromarray((np.asarray(image, dtype=np.float32) / 257).round().astype(np.uint8))
-        if image.has_transparency_data:
-            rgba = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        image = image.convert("RGB")
-        if mask is not None:
-            inside = open_header(mask).convert("L").resize(image.size)
-            image = Image.composite(image, Image.new("RGB", image.size, "white"), inside)
-    except Exception as error:  # PIL's parsers raise nearly anything on damaged files
-        raise ValueError(f"the image cannot be read ({error})") from None
-    return np.asarray(image)
-
-
-def open_header(data: bytes) -> Image.Image:
-    """A JPEG or PNG whose pixels are not unpacked yet.
-
-    Raises:
-        ValueError: it has more than `MAX_PIXELS`.
-        Exception: nearly any, for bytes that are no such image.
-    """
-    with warnings.catch_warnings():
-        # PIL warns at a limit of its own; ours is checked here, not by a filter that threads would share.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = Image.open(io.BytesIO(data), formats=_IMAGES)
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"it has {image.width}x{image.height} pixels; {MAX_PIXELS} are the most")
-    return image
-
-
 def open_clip(clip: bytes) -> av.container.InputContainer:
     """A clip's container, by PyAV: Matroska, MP4 or AVI; nothing but these bytes is opened.
 
@@ -126,49 +82,6 @@ def open_clip(clip: bytes) -> av.container.InputContainer:
             raise ValueError(f"the clip has frames of {size} pixels; {MAX_PIXELS} pixels are the most")
         stream.codec_context.options = limits  # a frame may be larger than its container says
     return container
-
-
-def to_unit(frames: torch.Tensor) -> torch.Tensor:
-    """uint8 in [0, 255] to float32 in [-1, 1]."""
-    return frames.float() / 127.5 - 1
-
-
-def _resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    if tuple(image.shape[1:]) == size:
-        return image
-    return F.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
-
-
-def cover_crop(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Image uint8 [3, h, w] scaled (antialiased bilinear) to cover height x width and cropped at the centre.
-
-    Raises:
-        ValueError: it is so narrow that it would grow beyond `MAX_PIXELS`.
-    """
-    image = _resize(image, bounded_cover_size(tuple(image.shape[1:]), (height, width)))
-    top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
-    return image[:, top : top + height, left : left + width]
-
-
-def bounded_cover_size(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """`cover_size`; one line of pixels that is scaled to cover a frame would take gigabytes.
-
-    Raises:
-        ValueError: it is larger than `MAX_PIXELS`.
-    """
-    size = cover_size(source, target)
-    if size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(f"{source[1]}x{source[0]} pixels are too narrow to be cut to {target[1]}x{target[0]}")
-    return size
-
-
-def pad_white(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Image uint8 [3, h, w] scaled into height x width and centred on white (paper 3.2)."""
-    inside = _resize(image, contain_size(tuple(image.shape[1:]), (height, width)))
-    top, left = (height - inside.shape[1]) // 2, (width - inside.shape[2]) // 2
-    out = image.new_full((3, height, width), 255)
-    out[:, top : top + inside.shape[1], left : left + inside.shape[2]] = inside
-    return out
 
 
 @dataclass(frozen=True)
@@ -290,11 +203,6 @@ def read_references(sample: PlannedSample, raw: RawTriplet) -> list[np.ndarray]:
         except (ValueError, IndexError) as error:
             raise ValueError(f"reference {number}: {error}") from None
     return crops
-
-
-def image_tensor(image: np.ndarray) -> torch.Tensor:
-    """uint8 [h, w, 3] to [3, h, w]."""
-    return torch.from_numpy(image.copy()).permute(2, 0, 1)
 
 
 class PyAVDecoder:

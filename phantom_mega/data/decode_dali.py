@@ -19,26 +19,21 @@ from nvidia.dali import pipeline_def
 from PIL import ExifTags
 
 from phantom_mega.config import DataConfig
-from phantom_mega.data.decode import (
-    ClipInfo,
-    DecodedTriplet,
-    PyAVDecoder,
-    bounded_cover_size,
-    cover_crop,
-    failed,
-    image_tensor,
-    is_image,
-    open_header,
-    open_image,
-    pad_white,
-    probe_clip,
-    to_unit,
-)
+from phantom_mega.data.decode import ClipInfo, DecodedTriplet, PyAVDecoder, failed, is_image, probe_clip
 from phantom_mega.data.plan import PlannedSample
 from phantom_mega.data.shards import RawTriplet
 from phantom_mega.data.watch import InFlight
 from phantom_mega.errors import BadSampleError
 from phantom_mega.geometry import contain_size
+from phantom_mega.images import (
+    bounded_cover_size,
+    cover_crop,
+    image_tensor,
+    open_header,
+    open_image,
+    pad_white,
+    to_unit,
+)
 
 logger = logging.getLogger(__name__)
 Item = tuple[PlannedSample, RawTriplet]

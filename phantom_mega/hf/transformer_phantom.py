@@ -6,18 +6,22 @@ attention only. C: model width, N: heads, D: head dim, S: visual tokens, L: text
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from phantom_mega.attention import resolve_backend, window_attention
+from phantom_mega.attention import Windows, resolve_backend, window_attention
 from phantom_mega.errors import UserError
 from phantom_mega.geometry import PATCH, SampleShape
+from phantom_mega.hf.head_parallel import HeadParallel
 from phantom_mega.packs import PackLayout
 from phantom_mega.rope import apply_rope
 from phantom_mega.windows import WindowSpec
@@ -63,6 +67,22 @@ class MLP(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
+class Modulation(nn.Module):
+    """Learned per-layer offset of the shared timestep modulation ("ada single").
+
+    A module of its own, as every parameter here belongs to a module that is called: offloading waits for that call.
+    """
+
+    def __init__(self, rows: int, dim: int):
+        super().__init__()
+        self.offset = nn.Parameter(torch.zeros(rows, dim))
+
+    def forward(self, base: torch.Tensor, sample: torch.Tensor) -> list[torch.Tensor]:
+        """base [B, 6, C], sample [tokens] -> per token: shift, scale, gate of attention, then of the MLP."""
+        rows = base[:, : len(self.offset)] + self.offset
+        return [row.index_select(0, sample) for row in rows.unbind(1)]
+
+
 class StreamBlock(nn.Module):
     """One stream's half of a block: its projections, norms, modulation offset and MLP.
 
@@ -72,17 +92,12 @@ class StreamBlock(nn.Module):
     def __init__(self, dim: int, heads: int, ffn_dim: int, eps: float, qkv_only: bool = False):
         super().__init__()
         self.heads, self.eps, self.qkv_only = heads, eps, qkv_only
-        self.modulation_offset = nn.Parameter(torch.zeros(2 if qkv_only else 6, dim))
+        self.modulation = Modulation(2 if qkv_only else 6, dim)
         self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
         self.norm_q, self.norm_k = RMSNorm(dim // heads, eps), RMSNorm(dim // heads, eps)
         if not qkv_only:
             self.to_out = nn.Linear(dim, dim)
             self.mlp = MLP(dim, ffn_dim, dim)
-
-    def modulation(self, base: torch.Tensor, sample: torch.Tensor) -> list[torch.Tensor]:
-        """Per token: shift, scale, gate of attention and of the MLP; base [B, 6, C] + offset, at sample [tokens]."""
-        rows = base[:, : len(self.modulation_offset)] + self.modulation_offset
-        return [row.index_select(0, sample) for row in rows.unbind(1)]
 
     def qkv(self, x: torch.Tensor, modulation: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """x [tokens, C] -> q, k, v, each [tokens, N, D], q and k normalized per head."""
@@ -113,20 +128,35 @@ class DualStreamBlock(nn.Module):
         base_text: torch.Tensor,
         layout: PackLayout,
         parity: int,
-        backend: str,
+        attend: Callable[..., tuple[torch.Tensor, torch.Tensor]],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """visual [S, C], text [L, C] -> the same shapes. `base_*` [B, 6, C]: the shared timestep modulation."""
+        """visual [S, C], text [L, C] -> the same shapes.
+
+        Args:
+            visual, text: the two streams.
+            base_visual, base_text: [B, 6, C], the shared timestep modulation.
+            layout: of these tokens.
+            parity: 0 for the plain grid of windows, 1 for the shifted one.
+            attend: from (q, k, v) of both streams and the windows to the outputs of both.
+        """
         windows = layout.windows[parity]
         mod_visual = self.visual.modulation(base_visual, layout.visual_sample)
         mod_text = self.text.modulation(base_text, layout.text_sample)
         q, k, v = self.visual.qkv(visual, mod_visual)
         q, k = (apply_rope(x, windows.cos, windows.sin) for x in (q, k))
-        joint = (torch.cat(pair) for pair in zip((q, k, v), self.text.qkv(text, mod_text), strict=True))
-        attended = window_attention(*joint, windows, backend)
-        visual = self.visual.finish(visual, attended[: len(visual)], mod_visual)
+        attended_visual, attended_text = attend((q, k, v), self.text.qkv(text, mod_text), windows)
+        visual = self.visual.finish(visual, attended_visual, mod_visual)
         if not self.text.qkv_only:
-            text = self.text.finish(text, attended[len(visual) :], mod_text)
+            text = self.text.finish(text, attended_text, mod_text)
         return visual, text
+
+
+def joint_attention(
+    visual: tuple[torch.Tensor, ...], text: tuple[torch.Tensor, ...], windows: Windows, backend: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Joint window attention of q, k and v of both streams, each [tokens, N, D]; returns both streams' outputs."""
+    joint = (torch.cat(pair) for pair in zip(visual, text, strict=True))
+    return window_attention(*joint, windows, backend).split([len(visual[0]), len(text[0])])
 
 
 class PhantomTransformer3DModel(ModelMixin, ConfigMixin):
@@ -165,6 +195,7 @@ class PhantomTransformer3DModel(ModelMixin, ConfigMixin):
         self.window_spec = WindowSpec(window_frames, window_height, window_width, window_shift, reference_injection)
         self.attention_backend = "auto"
         self.gradient_checkpointing = False
+        self.head_parallel: HeadParallel | None = None
         C, patch_dim = hidden_size, latent_channels * PATCH[1] * PATCH[2]
         self.visual_embedder = nn.Linear(patch_dim, C)
         self.text_embedder = nn.Linear(text_dim, C)
@@ -179,12 +210,20 @@ class PhantomTransformer3DModel(ModelMixin, ConfigMixin):
         self.final_modulation = nn.Linear(C, 2 * C)
         self.final_proj = nn.Linear(C, patch_dim)
 
-    def layout(self, shapes: list[SampleShape], **lengths) -> PackLayout:
-        """The `PackLayout` of samples for this model, on its device; `lengths` as in `PackLayout.build`."""
-        config = self.config
+    def layout(self, shapes: list[SampleShape], device: torch.device | None = None, **lengths) -> PackLayout:
+        """The `PackLayout` of samples for this model, on its device or another; `lengths` as in `PackLayout.build`."""
+        config, device = self.config, device or self.device
         return PackLayout.build(
-            shapes, self.window_spec, list(config.rope_axes_dim), config.rope_theta, device=self.device, **lengths
+            shapes, self.window_spec, list(config.rope_axes_dim), config.rope_theta, device=device, **lengths
         )
+
+    def enable_head_parallel(self, group: dist.ProcessGroup) -> None:
+        """Share every pack with the other ranks of the group, which all call the model alike; for inference.
+
+        Raises:
+            UserError: the heads cannot be shared out equally.
+        """
+        self.head_parallel = HeadParallel(group, self.config.num_attention_heads)
 
     def condition(self, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Shared modulation of timesteps [B]: visual [B, 6, C], text [B, 6, C], final [B, 2, C] ("ada single")."""
@@ -226,14 +265,21 @@ class PhantomTransformer3DModel(ModelMixin, ConfigMixin):
         visual = self.visual_embedder(hidden_states)
         text = self.embed_text(encoder_hidden_states, image_embeds, layout)
         backend = resolve_backend(self.attention_backend, visual.device, visual.dtype)
+        attend = functools.partial(joint_attention, backend=backend)
+        shared, counts = self.head_parallel, (len(visual), len(text))
+        if shared is not None:
+            attend = functools.partial(shared.attention, backend=backend, visual_count=counts[0], text_count=counts[1])
+            visual, text, layout = shared.part(visual), shared.part(text), shared.layout(layout)
         for i, block in enumerate(self.blocks):
-            args = (visual, text, base_visual, base_text, layout, i % 2, backend)
+            args = (visual, text, base_visual, base_text, layout, i % 2, attend)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 visual, text = torch.utils.checkpoint.checkpoint(block, *args, use_reentrant=False)
             else:
                 visual, text = block(*args)
         shift, scale = (row.index_select(0, layout.visual_sample) for row in base_final.unbind(1))
         velocity = self.final_proj(modulate(visual, shift, scale, self.config.norm_epsilon))
+        if shared is not None:
+            velocity = shared.whole(velocity, counts[0])
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 
 

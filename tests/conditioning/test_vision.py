@@ -125,7 +125,8 @@ def test_a_reference_is_padded_with_white_and_never_cropped(towers, shape):
 
 def test_towers_that_are_not_square_get_images_of_their_aspect():
     tower = load("tiny")
-    wide = vision_module.FrozenVisionTower(tower.tower, (64, 64), (0.5,) * 3, (0.5,) * 3)
+    tower.model.register_to_config(image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
+    wide = vision_module.FrozenVisionTower(tower.model)
     wide.size = (32, 64)
     pixels = wide.preprocess(np.zeros((20, 40, 3), dtype=np.uint8))
     assert pixels.shape == (3, 32, 64) and torch.equal(pixels, torch.full_like(pixels, -1.0))
@@ -155,7 +156,7 @@ def test_the_tiny_tower_has_the_same_weights_in_a_fresh_process():
 
 def test_nothing_of_it_trains_and_calls_are_counted():
     tower = load("tiny")
-    assert not tower.tower.training and not any(p.requires_grad for p in tower.tower.parameters())
+    assert not tower.model.training and not any(p.requires_grad for p in tower.model.parameters())
     assert not tower.encode(images()).requires_grad and tower.calls == 3
 
 

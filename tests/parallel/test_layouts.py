@@ -12,11 +12,7 @@ from tests.parallel import reference
 from tests.parallel.launch import launch
 from tests.parallel.layouts import BF16_LAYOUTS, LAYOUTS
 
-CASES = [
-    pytest.param((ranks, name), id=name, marks=pytest.mark.xdist_group(f"ranks_{ranks}"))
-    for ranks, layouts in LAYOUTS.items()
-    for name in layouts
-]
+CASES = [pytest.param((ranks, name), id=name) for ranks, layouts in LAYOUTS.items() for name in layouts]
 every_layout = pytest.mark.parametrize("case", CASES)
 
 

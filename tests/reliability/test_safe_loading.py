@@ -19,7 +19,7 @@ import pytest
 
 from phantom_mega.conditioning.vision import load_vision_tower
 from phantom_mega.config import ConditioningConfig, DataConfig
-from phantom_mega.data.decode import MAX_PIXELS, PyAVDecoder, make_decoder, open_clip, open_image, probe_clip
+from phantom_mega.data.decode import PyAVDecoder, make_decoder, open_clip, probe_clip
 from phantom_mega.data.index import INDEX_NAME, TripletIndex
 from phantom_mega.data.schema import to_json
 from phantom_mega.data.shards import (
@@ -31,6 +31,7 @@ from phantom_mega.data.shards import (
     scan_shard,
 )
 from phantom_mega.errors import BadSampleError, UserError
+from phantom_mega.images import MAX_PIXELS, open_image
 from tests.conditioning.helpers import planned
 from tests.data.helpers import SCHEMA, index_row, make_triplet
 from tests.media import draw_frames, encode_clip, encode_image

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from phantom_mega.data.contact_sheet import COLOURS, contact_sheet, draw_card, phrase_colours, wrap
+from phantom_mega.data.contact_sheet import contact_sheet, draw_card
 from phantom_mega.data.index import TripletIndex
 from phantom_mega.data.samples import encode_image
 from phantom_mega.data.schema import Reference, ReferenceSource, Triplet
 from phantom_mega.data.shards import RawTriplet, ShardWriter
 from phantom_mega.errors import UserError
+from phantom_mega.pictures import COLOURS, phrase_colours, wrap
 
 RED, GREEN, BLUE = (250, 0, 0), (0, 200, 0), (0, 0, 250)
 

@@ -53,7 +53,7 @@ def test_sigterm_saves_and_exits_and_the_next_start_goes_on(finished, data_set, 
     process = subprocess.Popen(
         command(data_set, tmp_path, "train.save_interval=1000"), env=environment(), stdout=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not (tmp_path / "metrics.jsonl").exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)

@@ -1,0 +1,1 @@
+"""Generation: loading what was trained, cases, prompts, and the files that are written."""
