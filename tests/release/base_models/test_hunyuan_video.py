@@ -100,7 +100,7 @@ def test_shared_modulation_and_offsets_are_the_least_squares_of_the_blocks_own(t
             own = own.unflatten(-1, (6, -1))[:, :, :rows]
             left = own - own.mean(0) - own.mean(1, keepdim=True) + own.mean((0, 1))
             base = imported.condition(t)[0 if stream == "visual" else 1][:, :rows]
-            offsets = [getattr(block, stream).modulation_offset[:rows] for block in imported.blocks]
+            offsets = [getattr(block, stream).modulation.offset[:rows] for block in imported.blocks]
             missed = own - base - torch.stack(offsets)[:, None]
             torch.testing.assert_close(missed, left, atol=2e-5, rtol=0)
             if stream == "visual":

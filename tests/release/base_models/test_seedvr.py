@@ -60,7 +60,7 @@ def test_the_3b_kind_gives_the_same_velocity_but_for_its_mlp(tmp_path):
     state = plain_model(tmp_path / "checkpoint").state_dict()
     assert state["blocks.0.visual.mlp.fc2.weight"].abs().max() > 0
     assert (
-        not state["visual_modulation.weight"][3 * 48 :].any() and not state["blocks.0.text.modulation_offset"][3:].any()
+        not state["visual_modulation.weight"][3 * 48 :].any() and not state["blocks.0.text.modulation.offset"][3:].any()
     )
 
 
@@ -95,7 +95,7 @@ def test_text_of_the_last_block_of_the_3b_kind_strays_as_the_figure_says(tmp_pat
     _, figures, _ = compare(model, tmp_path)
     imported, t = plain_model(tmp_path / "checkpoint"), typical_timesteps(FlowConfig())
     with torch.no_grad():
-        rows = imported.condition(t)[1][:, :2] + imported.blocks[-1].text.modulation_offset
+        rows = imported.condition(t)[1][:, :2] + imported.blocks[-1].text.modulation.offset
         own = torch.stack([model.embed(1000 * float(x)) for x in t])[:, :, 0, :2].transpose(1, 2)
     torch.testing.assert_close(rows, own - own.mean(0), atol=1e-4, rtol=0)
     shift, scale = rows.square().mean((0, 2)).sqrt().tolist()
