@@ -68,8 +68,8 @@ def write_checkpoint(
     for kind in ("", "optimizer.state.param.", *(["optimizer.state.ema."] if ema else [])):
         for key, shape in core_shapes(config.model).items():
             scale = 1 / shape[-1] ** 0.5 if len(shape) == 2 else 0.3
-            drawn = torch.randn(shape, generator=generator) if distinct else torch.ones(()).expand(shape)
-            state[kind + key] = scale * drawn if distinct else drawn
+            same = torch.tensor(1 / shape[-1]).expand(shape)
+            state[kind + key] = scale * torch.randn(shape, generator=generator) if distinct else same
     if bf16:
         for key in core_shapes(config.model):
             state[key] = state[f"optimizer.state.param.{key}"].bfloat16()

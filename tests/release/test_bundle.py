@@ -93,8 +93,9 @@ def test_modules_stand_once_and_before_what_uses_them(tmp_path):
         tmp_path,
         a='"""A."""\n\nfrom __future__ import annotations\n\nimport math\n\nTAU = 2 * math.pi\n',
         b="import math\nfrom phantom_mega.a import TAU\n\nHALF = TAU / 2 + math.pi\n",
-        main="from typing import TYPE_CHECKING\n\nfrom phantom_mega.a import (\n    TAU,\n)\nfrom phantom_mega.b import HALF"
-        "\n\nif TYPE_CHECKING:\n    from phantom_mega.c import C\n\nRESULT = TAU + HALF  # kept\n",
+        main="from typing import TYPE_CHECKING\n\nfrom phantom_mega.a import (\n    TAU,\n)\n"
+        "from phantom_mega.b import HALF\n\nif TYPE_CHECKING:\n    from phantom_mega.c import C\n\n"
+        "RESULT = TAU + HALF  # kept\n",
     )
     names = {}
     exec(compile(text, "bundle", "exec"), names)
@@ -112,7 +113,7 @@ def test_modules_stand_once_and_before_what_uses_them(tmp_path):
         ("from json import sqrt\n\nfrom phantom_mega.a import X\n", "'sqrt' means something else in"),
         ("import numpy as math\n\nfrom phantom_mega.a import X\n", "'math' means something else in"),
         ("from phantom_mega.a import X as Q\n", "line 1: `X as Q` cannot be flattened; rename one X"),
-        ("import phantom_mega.a\n", "`import phantom_mega.a` cannot be flattened; use `from phantom_mega.a import NAME`"),
+        ("import phantom_mega.a\n", "`import phantom_mega.a` cannot .*; use `from phantom_mega.a import NAME`"),
         ("import phantom_mega.a as a\n", "`import phantom_mega.a` cannot be flattened"),
         ("def f():\n    from phantom_mega.a import X\n", "line 2: an import of phantom_mega.a below the top level"),
         ("if True:\n    from phantom_mega.a import X\n", "line 2: an import of phantom_mega.a below the top level"),
