@@ -1,160 +1,123 @@
-"""Write a training checkpoint as a folder that diffusers opens without this project (docs/release.md).
+"""Export a training checkpoint as a diffusers folder that opens without this project, on one CPU process.
 
-    DiffusionPipeline.from_pretrained(OUTPUT, trust_remote_code=True)
-Any layout, averaged (EMA) or raw weights. Memory is bounded by one file of weights, except for the check at the end.
+Memory is bounded by about twice a shard; the closing check, which loads the model twice, is left out where memory would
+not do (or with --skip-verify).
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from pathlib import Path
 
-from huggingface_hub import HfApi
+import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from phantom_mega.checkpoint.describe import size
 from phantom_mega.errors import UserError
-from phantom_mega.release.card import check_license, write_card
-from phantom_mega.release.components import ABSENT, MODES
-from phantom_mega.release.export import DTYPES, Options, Source, open_source, write_export
-from phantom_mega.release.verify import Verified, free_memory, needed_memory, verify
+from phantom_mega.release import verify
+from phantom_mega.release.components import CHOICES
+from phantom_mega.release.export import Options, export, new_folder, open_checkpoint, weights_nbytes
 
 EXAMPLES = """examples:
-  python tools/export_hf.py runs/stage2 exports/mine --license apache-2.0
-  python tools/export_hf.py runs/stage2/checkpoints/iter_0020000 exports/mine --weights raw --dtype float32
-  python tools/export_hf.py runs/stage2 exports/mine --push-to-hub me/mine      # private, unless --public
+  python tools/export_hf.py runs/stage2 exports/phantom_3b --dtype bfloat16 --license apache-2.0
+  python tools/export_hf.py runs/stage2/checkpoints/iter_0020000 exports/raw --weights raw --max-shard-size 2GB
+  python tools/export_hf.py runs/stage2 exports/phantom_3b --push-to-hub my-name/phantom_3b
 
-OUTPUT is written under a hidden name, checked and renamed, so it is whole or absent; killed and started again, it
-begins anew. The check opens OUTPUT in a process without this project and compares a forward pass with the megatron
-model; it needs the model in memory and is left out, with a word, where that is not free.
+Then, anywhere: DiffusionPipeline.from_pretrained("exports/phantom_3b", trust_remote_code=True)
+The folder is written under a hidden name, checked and renamed, so it is whole or absent.
 """
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    result = argparse.ArgumentParser(
+def build_parser() -> argparse.ArgumentParser:
+    """All options."""
+    parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    result.add_argument("source", type=Path, help="a run's folder (its latest checkpoint) or an iter_... folder")
-    result.add_argument("output", type=Path, help="the new folder")
-    result.add_argument("--weights", choices=("ema", "raw"), help="default: ema where there is one")
-    result.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 for a run in bf16, else float32")
-    result.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a file of weights (default: 5GB)")
-    result.add_argument(
-        "--components",
-        choices=MODES,
-        help="copy all encoders or refer to them by name; default: copy what is local, refer to what is on the hub",
-    )
-    result.add_argument("--license", help="identifier for the model card, as apache-2.0; default: the card names none")
-    result.add_argument("--skip-hashes", action="store_true", help="compare the source's file sizes alone, not digests")
-    result.add_argument("--skip-verify", action="store_true", help="leave out the check at the end")
-    result.add_argument("--overwrite", action="store_true", help="replace an export that is at OUTPUT")
-    result.add_argument("--push-to-hub", metavar="REPO", help="upload to this repository, as me/mine")
-    result.add_argument("--public", action="store_true", help="make a new repository public (default: private)")
-    return result
+    add = parser.add_argument
+    add("source", type=Path, help="a run's folder (its latest checkpoint) or an iter_... folder")
+    add("target", type=Path, help="the export's folder")
+    add("--weights", choices=("ema", "raw"), help="default: the average where there is one")
+    add("--dtype", choices=DTYPES, default="float32", help="of the weights; default: float32")
+    add("--max-shard-size", default="5GB", help="of a weights file, as 5GB or 500MB; default: 5GB")
+    add("--components", choices=CHOICES, default="auto",
+        help="encoders: `auto` copies local ones and names those on the hub; default: auto")  # fmt: skip
+    add("--license", default="other", help="the card's license field, as apache-2.0; default: other")
+    add("--skip-hashes", action="store_true", help="compare the checkpoint's file sizes alone, not digests")
+    add("--skip-verify", action="store_true", help="do not open the export and compare it with the megatron model")
+    add("--overwrite", action="store_true", help="replace an export that is at TARGET")
+    add("--push-to-hub", metavar="REPO", help="upload the export to this (private) repository of the Hugging Face hub")
+    return parser
 
 
-def export(args: argparse.Namespace) -> str:
-    """What the command line asks for; returns what to tell the user.
+def check_size(text: str) -> str:
+    """A size as the hub writes it.
 
     Raises:
-        UserError: see `open_source`, `write_export` and `verify`; or the upload failed.
+        UserError: it is something else.
     """
-    check_license(args.license)
-    if args.public and not args.push_to_hub:
-        raise UserError("--public says how --push-to-hub makes a repository; give both or none")
-    options = Options(
-        args.weights, args.dtype, args.max_shard_size, args.components, not args.skip_hashes, args.overwrite
-    )
-    source = open_source(args.source, options)
-    said: list[str] = []
-    bar = tqdm(total=source.nbytes, desc="write", unit="B", unit_scale=True, unit_divisor=1024, mininterval=0.5)
-
-    def finish(folder: Path, index: dict) -> None:
-        bar.close()
-        said.extend(unreachable(source, index))
-        verified = None if args.skip_verify else checked(source, folder, said)
-        if args.skip_verify:
-            said.append("not verified (--skip-verify)")
-        write_card(
-            folder, source, index, name=args.push_to_hub or args.output.name, command=command_line(args),
-            license_name=args.license, verified=verified,
-        )  # fmt: skip
-
-    with bar:
-        write_export(source, args.output, options, finish, lambda what, nbytes: bar.update(nbytes))
-    kind = f"{source.weights} weights of iteration {source.state['iteration']}"
-    files = len(source.split.filename_to_tensors)
-    dtype = str(source.dtype).removeprefix("torch.")
-    said.insert(0, f"wrote {args.output}: {kind}, {dtype}, {size(source.nbytes)} in {files} file(s)")
-    if args.push_to_hub:
-        said.append(f"uploaded to {push(args.output, args.push_to_hub, private=not args.public)}")
-    return "; ".join(said)
+    if not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]B", text.strip().upper()):
+        raise UserError(f"--max-shard-size {text}: write a number and KB, MB, GB or TB, as 5GB")
+    return text.strip().upper()
 
 
-def unreachable(source: Source, index: dict) -> list[str]:
-    """A word on every encoder that the export refers to by a path of this machine."""
-    names = source.config.conditioning
-    fields = {"vae": names.vae, "text_encoder": names.text_encoder, "image_encoder": names.vision_encoder}
-    return [
-        f"its {component} is not in it but at {name} on this machine (--components copy takes it along)"
-        for component, name in fields.items()
-        if index[component] == ABSENT and Path(name).exists()
-    ]
-
-
-def checked(source: Source, folder: Path, said: list[str]) -> Verified | None:
-    """Verify if memory allows it; says either."""
-    needed, free = needed_memory(source, folder), free_memory()
-    if needed > free:
-        said.append(f"not verified: that takes about {size(needed)} of memory and {size(free)} are free")
-        return None
-    verified = verify(source, folder)
-    count = sum(verified.tensors.values())
-    whole = "it makes a video" if verified.pipeline else "encoders that it refers to were not loaded"
-    said.append(
-        f"verified: {count} tensors read back without this project, {whole}, velocities within "
-        f"{verified.difference:.2g} of the training model's (up to {verified.scale:.3g})"
-    )
-    return verified
-
-
-def command_line(args: argparse.Namespace) -> str:
-    """How this export is made again; folders by name alone."""
-    words = ["python", "tools/export_hf.py", args.source.resolve().name, args.output.name]
-    for name in ("weights", "dtype", "components", "license"):
-        if getattr(args, name):
-            words += [f"--{name}", getattr(args, name)]
-    if args.max_shard_size != "5GB":
-        words += ["--max-shard-size", args.max_shard_size]
-    return shlex.join(words)
-
-
-def push(folder: Path, repository: str, private: bool) -> str:
-    """Upload a whole export; returns its address.
+def prove(args: argparse.Namespace, folder: Path, checkpoint: Path, weights: str) -> str:
+    """Check the export in `folder`; returns what can be said of it.
 
     Raises:
-        UserError: it failed; the export is still there.
+        UserError: it does not load, or computes something else.
     """
-    api = HfApi()
+    if args.skip_verify:
+        return "not checked (--skip-verify)"
+    nbytes = weights_nbytes(checkpoint, torch.float32)
+    if not verify.fits(nbytes):
+        needed = verify.memory_needed(nbytes) / 2**30
+        return f"not checked: the check takes about {needed:.0f} GiB of memory, which is not free here"
+    print("checking: opening the export without this project, running the megatron model", file=sys.stderr)
+    difference = verify.verify(folder, checkpoint, weights, DTYPES[args.dtype])
+    return f"checked: loads strictly without this project, differs from the megatron model by {difference:.1e}"
+
+
+def push(folder: Path, repository: str) -> str:
+    """Upload a finished export; returns its address.
+
+    Raises:
+        UserError: the hub refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
     try:
-        url = api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export")
-    except Exception as error:  # the hub's client raises nearly anything
+        api = HfApi()
+        url = api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload a phantom_mega export")
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{folder} is whole, but was not uploaded: {reason}; try `hf upload {repository} {folder}`"
-        ) from None
+        raise UserError(f"{folder} is exported, but {repository} was not uploaded: {reason}") from None
     return str(url)
 
 
 def main() -> None:
-    """Parse arguments and export."""
-    print(export(parser().parse_args()))
+    """Parse arguments, export, prove, publish."""
+    args = build_parser().parse_args()
+    checkpoint = open_checkpoint(args.source, hashes=not args.skip_hashes)
+    # For everybody to read: without the folders of this machine.
+    words = [word if word.startswith("-") else Path(word).name for word in sys.argv[1:]]
+    command = shlex.join(["python", "tools/export_hf.py", *words])
+    size = check_size(args.max_shard_size)
+    options = Options(args.weights, DTYPES[args.dtype], size, args.components, args.license, command)
+    with new_folder(args.target, args.overwrite) as folder:
+        total = weights_nbytes(checkpoint, options.dtype)
+        with tqdm(total=total, desc="write", unit="B", unit_scale=True, unit_divisor=1024, mininterval=0.5) as bar:
+            origin = export(checkpoint, folder, options, bar.update)
+        said = prove(args, folder, checkpoint, origin.weights)
+    print(f"wrote {args.target}: {origin.weights} weights of {checkpoint}; {said}")
+    if args.push_to_hub:
+        print(f"uploaded to {push(args.target, args.push_to_hub)}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from phantom_mega.conditioning.linear_vae import PATCH, SHIPPED, TIME_STRIDE, LinearVideoVAE
+from phantom_mega.conditioning.linear_vae import PATCH_SIDE, SHIPPED, TIME_STRIDE, LinearVideoVAE
 from phantom_mega.data.samples import SOURCE_VIDEOS, decode_video, source_video
 from phantom_mega.errors import UserError
 
@@ -27,7 +27,11 @@ def load(video_id: str, short_side: int) -> torch.Tensor:
     """A source video as float32 [3, 4k + 1, 8h, 8w] in [-1, 1], cropped to the sizes that the VAE takes."""
     frames = decode_video(source_video(video_id), short_side)
     count, height, width = frames.shape[:3]
-    count, height, width = (count - 1) // TIME_STRIDE * TIME_STRIDE + 1, height // PATCH * PATCH, width // PATCH * PATCH
+    count, height, width = (
+        (count - 1) // TIME_STRIDE * TIME_STRIDE + 1,
+        height // PATCH_SIDE * PATCH_SIDE,
+        width // PATCH_SIDE * PATCH_SIDE,
+    )
     return torch.from_numpy(frames[:count, :height, :width].copy()).movedim(-1, 0).float() / 127.5 - 1
 
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from phantom_mega.data.index import TripletIndex
 from phantom_mega.data.shards import ShardReader
 from phantom_mega.errors import BadSampleError, UserError
+from phantom_mega.files import whole_file
 from phantom_mega.images import open_image
 
 EXAMPLES = """examples:
@@ -49,9 +50,8 @@ def make_cases(data: list[str], output: Path, limit: int, max_references: int) -
             Image.fromarray(pixels).save(output / paths[-1])
         labels = [reference.phrase for reference in raw.triplet.references[:max_references]]
         cases[key] = {"img_paths": paths, "prompt": raw.triplet.caption, "class_label": labels}
-    temporary = output / ".cases.json.writing"
-    temporary.write_text(json.dumps(cases, indent=1, ensure_ascii=False))
-    temporary.replace(output / "cases.json")
+    with whole_file(output / "cases.json") as path:
+        path.write_text(json.dumps(cases, indent=1, ensure_ascii=False))
     return cases
 
 

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from phantom_mega.errors import UserError
 
 SHIPPED = Path(__file__).with_name("linear_vae.safetensors")
-TIME_STRIDE, PATCH, RGB = 4, 8, 3
-FRAME_SIZE = PATCH * PATCH * RGB
+TIME_STRIDE, PATCH_SIDE, RGB = 4, 8, 3
+FRAME_SIZE = PATCH_SIDE * PATCH_SIDE * RGB
 GROUP_SIZE = TIME_STRIDE * FRAME_SIZE
 FRAME_GAIN = TIME_STRIDE**0.5
 
@@ -62,10 +62,10 @@ class LinearVideoVAE(ModelMixin, ConfigMixin):
         scaling_factor: float = 1.0,
         in_channels: int = RGB,
         temporal_compression_ratio: int = TIME_STRIDE,
-        spatial_compression_ratio: int = PATCH,
+        spatial_compression_ratio: int = PATCH_SIDE,
     ):
         super().__init__()
-        if (in_channels, temporal_compression_ratio, spatial_compression_ratio) != (RGB, TIME_STRIDE, PATCH):
+        if (in_channels, temporal_compression_ratio, spatial_compression_ratio) != (RGB, TIME_STRIDE, PATCH_SIDE):
             raise UserError(
                 "LinearVideoVAE has in_channels=3, temporal_compression_ratio=4, spatial_compression_ratio=8"
             )
@@ -142,7 +142,7 @@ class LinearVideoVAE(ModelMixin, ConfigMixin):
             group_moments.append(groups.T @ groups / len(groups))
         if not means:
             raise UserError("no video was given to fit the basis on")
-        mirror = torch.arange(FRAME_SIZE).reshape(PATCH, PATCH, RGB).flip(1).flatten()
+        mirror = torch.arange(FRAME_SIZE).reshape(PATCH_SIDE, PATCH_SIDE, RGB).flip(1).flatten()
         mean = torch.stack(means).mean(0)
         mean = (mean + mean[mirror]) / 2
         tiled = mean.repeat(TIME_STRIDE)
@@ -191,23 +191,23 @@ def _check_video(x: torch.Tensor) -> None:
     if frames % TIME_STRIDE != 1:
         nearest = max(round((frames - 1) / TIME_STRIDE), 0) * TIME_STRIDE + 1
         raise UserError(f"the video has {frames} frames; 4k + 1 are needed, the nearest is {nearest}")
-    if height % PATCH or width % PATCH or not height or not width:
-        nearest = [max(round(side / PATCH), 1) * PATCH for side in (height, width)]
+    if height % PATCH_SIDE or width % PATCH_SIDE or not height or not width:
+        nearest = [max(round(side / PATCH_SIDE), 1) * PATCH_SIDE for side in (height, width)]
         raise UserError(f"the video is {height}x{width}; multiples of 8 are needed, nearest {nearest[0]}x{nearest[1]}")
 
 
 def _patches(x: torch.Tensor, time: int) -> torch.Tensor:
     """[B, 3, T * time, 8h, 8w] -> [B, T, h, w, time * 192], patch axes ordered time, row, column, colour."""
     b, c, f, height, width = x.shape
-    x = x.reshape(b, c, f // time, time, height // PATCH, PATCH, width // PATCH, PATCH)
+    x = x.reshape(b, c, f // time, time, height // PATCH_SIDE, PATCH_SIDE, width // PATCH_SIDE, PATCH_SIDE)
     return x.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4)
 
 
 def _frames(patches: torch.Tensor, time: int) -> torch.Tensor:
     """The inverse of `_patches`."""
     b, t, h, w, _ = patches.shape
-    x = patches.reshape(b, t, h, w, time, PATCH, PATCH, RGB)
-    return x.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(b, RGB, t * time, h * PATCH, w * PATCH)
+    x = patches.reshape(b, t, h, w, time, PATCH_SIDE, PATCH_SIDE, RGB)
+    return x.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(b, RGB, t * time, h * PATCH_SIDE, w * PATCH_SIDE)
 
 
 def _symmetric(moment: torch.Tensor, mirrors: list[torch.Tensor]) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoModel, AutoTokenizer
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from phantom_mega.conditioning.sources import check_complete, explain_missing, resolve_source
 from phantom_mega.errors import UserError
@@ -124,16 +124,16 @@ class FrozenTextEncoder:
 
 
 @contextlib.contextmanager
-def _quiet():
+def quiet_loading():
     """No progress bar where nobody looks on: a log file would get one from every rank."""
-    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
+    if sys.stderr.isatty() or not transformers_logging.is_progress_bar_enabled():
         yield
         return
-    logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.enable_progress_bar()
+        transformers_logging.enable_progress_bar()
 
 
 def load_text_encoder(config: ConditioningConfig, device: torch.device | str) -> FrozenTextEncoder:
@@ -148,7 +148,7 @@ def load_text_encoder(config: ConditioningConfig, device: torch.device | str) ->
     tokenizer = load_tokenizer(name)
     torch_dtype = DTYPES[dtype] if torch.device(device).type == "cuda" else torch.float32
     try:
-        with _quiet():
+        with quiet_loading():
             model, loaded = AutoModel.from_pretrained(
                 resolve_source(name), dtype=torch_dtype, trust_remote_code=False, output_loading_info=True
             )

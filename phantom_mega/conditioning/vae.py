@@ -113,7 +113,7 @@ def load_vae(config: ConditioningConfig, device: torch.device | str, dtype: torc
             where = f"{config.vae}/{subfolder}" if subfolder else config.vae
             raise UserError(f"{where} is a {name}; the VAE must be one of {', '.join(CLASSES)}{_hint(source)}")
         model, loaded = CLASSES[name].from_pretrained(
-            source, subfolder=subfolder, torch_dtype=dtype, output_loading_info=True
+            source, subfolder=subfolder, dtype=dtype, output_loading_info=True
         )
         check_complete("the VAE", config.vae, loaded["missing_keys"])
         on_gpu = torch.device(device).type == "cuda"

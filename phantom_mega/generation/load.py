@@ -14,6 +14,7 @@ from phantom_mega.checkpoint import integrity, plain, safe
 from phantom_mega.checkpoint.folder import find_checkpoint
 from phantom_mega.checkpoint.reader import CheckpointReader
 from phantom_mega.conditioning.linear_vae import LinearVideoVAE
+from phantom_mega.conditioning.text import quiet_loading
 from phantom_mega.config import RunConfig
 from phantom_mega.config_io import load_run_config
 from phantom_mega.errors import UserError
@@ -109,11 +110,11 @@ def _from_export(folder: Path, dtype: torch.dtype) -> PhantomPipeline:
     if "PhantomPipeline" not in (index.get("_class_name") or ""):
         raise UserError(f"{folder / INDEX} is of a {index.get('_class_name')}, not of a PhantomPipeline")
     loaders = {
-        "vae": lambda at: VAES[index["vae"][1]].from_pretrained(at, torch_dtype=dtype),
+        "vae": lambda at: VAES[index["vae"][1]].from_pretrained(at, dtype=dtype),
         "text_encoder": lambda at: AutoModel.from_pretrained(at, dtype="auto", trust_remote_code=False),
         "tokenizer": lambda at: AutoTokenizer.from_pretrained(at, trust_remote_code=False),
-        "image_encoder": lambda at: PhantomVisionTower.from_pretrained(at, torch_dtype=dtype),
-        "transformer": lambda at: PhantomTransformer3DModel.from_pretrained(at, torch_dtype=dtype),
+        "image_encoder": lambda at: PhantomVisionTower.from_pretrained(at, dtype=dtype),
+        "transformer": lambda at: PhantomTransformer3DModel.from_pretrained(at, dtype=dtype),
         "scheduler": FlowMatchEulerDiscreteScheduler.from_pretrained,
     }
     parts = {}
@@ -121,7 +122,8 @@ def _from_export(folder: Path, dtype: torch.dtype) -> PhantomPipeline:
         if name in OPTIONAL and not (index.get(name) or [None])[0]:
             continue
         try:
-            parts[name] = load(folder / name)
+            with quiet_loading():
+                parts[name] = load(folder / name)
         except UserError:
             raise
         except Exception as error:  # the libraries raise nearly anything on damaged files

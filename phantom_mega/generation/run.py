@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,6 +18,7 @@ import torch
 from PIL import Image
 
 from phantom_mega.errors import UserError
+from phantom_mega.files import whole_file
 from phantom_mega.generation.cases import Case, settings_of
 from phantom_mega.generation.video import video_card, write_mp4
 from phantom_mega.hf.pipeline_phantom import PhantomPipeline
@@ -139,11 +138,14 @@ def generate_case(pipe: PhantomPipeline, case: Case, job: Job) -> None:
         return
     frames = (frames * 255).round().astype(np.uint8)
     about = f"{job.width}x{job.height}   {job.num_frames} frames at {job.fps:.4g}/s   seed {seed}"
-    write_png(video_card(case.id, about, prompt, case.images, frames, case.labels), job.output / f"{case.id}.png")
+    card = video_card(case.id, about, prompt, case.images, frames, case.labels)
+    with whole_file(job.output / f"{case.id}.png") as path:
+        card.save(path, format="PNG")
     write_mp4(frames, job.output / f"{case.id}.mp4", job.fps)
     made = {"settings": settings_of(case, job.common()), "prompt": prompt, "seed": seed}
     made["seconds"] = round(time.monotonic() - started, 2)
-    write_text(json.dumps(made, indent=1), job.output / f"{case.id}.json")
+    with whole_file(job.output / f"{case.id}.json") as path:
+        path.write_text(json.dumps(made, indent=1))
     (job.output / f"{case.id}.error.json").unlink(missing_ok=True)
 
 
@@ -155,7 +157,8 @@ def record_failure(job: Job, case: Case, error: Exception) -> None:
     described = {"error": _first_line(error), "settings": settings_of(case, job.common())}
     if not known:
         described["traceback"] = "".join(traceback.format_exception(error))
-    write_text(json.dumps(described, indent=1), job.output / f"{case.id}.error.json")
+    with whole_file(job.output / f"{case.id}.error.json") as path:
+        path.write_text(json.dumps(described, indent=1))
 
 
 def draw_sheet(cases: Sequence[Case], output: Path) -> Path | None:
@@ -170,34 +173,10 @@ def draw_sheet(cases: Sequence[Case], output: Path) -> Path | None:
         return None
     title = f"{len(cards)} of {len(cases)} videos" if len(cards) < len(cases) else f"{len(cards)} videos"
     legend = "left: reference images   right: the generated video, its prompt"
-    write_png(sheet(cards, title, legend, columns=1 if len(cards) < 4 else 2), output / SHEET)
+    drawn = sheet(cards, title, legend, columns=1 if len(cards) < 4 else 2)
+    with whole_file(output / SHEET) as path:
+        drawn.save(path, format="PNG")
     return output / SHEET
-
-
-def write_png(image: Image.Image, path: Path) -> None:
-    """Write a picture whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
-    try:
-        image.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path} could not be written: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a text whole or not at all."""
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path} could not be written: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _first_line(error: Exception) -> str:

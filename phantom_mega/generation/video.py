@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -13,12 +11,13 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
-from phantom_mega.errors import UserError
+from phantom_mega.files import whole_file
 from phantom_mega.images import open_reference
 from phantom_mega.pictures import COLOURS, card, phrase_colours, reference_tile
 
 # Visually lossless, so that metrics measure the model and not the codec.
 CRF = "12"
+_OPTIONS = {"movflags": "+faststart"}  # playable before all of it has arrived
 _BT709 = 1  # as H.273 numbers primaries, transfer and matrix
 
 
@@ -33,28 +32,18 @@ def write_mp4(frames: np.ndarray, path: Path, fps: float) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        with av.open(temporary, "w", format="mp4", options={"movflags": "+faststart"}) as output:
-            stream = output.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-            stream.height, stream.width = frames.shape[1:3]
-            stream.pix_fmt, stream.options = "yuv420p", {"crf": CRF, "preset": "medium"}
-            context = stream.codec_context
-            context.color_primaries = context.color_trc = context.colorspace = _BT709
-            context.color_range = ColorRange.MPEG
-            for array in frames:
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
-                frame = frame.reformat(
-                    format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-                )
-                output.mux(stream.encode(frame))
-            output.mux(stream.encode(None))
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path} could not be written: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with whole_file(path) as temporary, av.open(temporary, "w", format="mp4", options=_OPTIONS) as output:
+        stream = output.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": CRF, "preset": "medium"}
+        context = stream.codec_context
+        context.color_primaries = context.color_trc = context.colorspace = _BT709
+        context.color_range = ColorRange.MPEG
+        for array in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
+            frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
 
 
 def video_card(

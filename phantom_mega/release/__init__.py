@@ -1,1 +1,1 @@
-"""Checkpoints out of training and into it: exports for diffusers, and starts from releases and base models."""
+"""Releases: training checkpoints to diffusers folders and back."""

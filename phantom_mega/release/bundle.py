@@ -1,204 +1,175 @@
-"""One module and all project modules that it imports, flattened into one Python file that needs libraries alone.
+"""Flatten a module, and all of this package that it imports, into one Python file that needs nothing of this package.
 
-diffusers loads a pipeline's own code from one file per component: it copies a local component's direct relative imports
-into one folder that all components share, and downloads `pipeline.py` and one file per component from the hub
-(`diffusers/utils/dynamic_modules_utils.py`). Several files would clash or be missing.
+A release carries its code as one file for each component. With several files that import each other it would not load:
+diffusers copies a module's direct relative imports alone, into one folder that all releases share, and downloads from
+the hub only `pipeline.py` and one file for each component (diffusers/utils/dynamic_modules_utils.py, 0.42.1).
 """
 
 from __future__ import annotations
 
 import ast
-import builtins
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from phantom_mega.errors import UserError
 
-PROJECT = "phantom_mega"
-SOURCE_ROOT = Path(__file__).resolve().parents[2]
-_HEAD = '''"""{title}
-
-{what}
-Written by tools/export_hf.py of {project} from the files named below, one after another, unchanged but for their
-imports of each other. SPDX-License-Identifier: Apache-2.0
-"""
-
-from __future__ import annotations
-'''
+PACKAGE = __name__.split(".")[0]
+ROOT = Path(__file__).resolve().parents[1]
+_FUTURE = "from __future__ import annotations"
 
 
 @dataclass(frozen=True)
 class _Module:
-    """A source file of the project.
+    """One module's text and what flattening must know of it.
 
     Attributes:
-        name: dotted.
-        path: relative to the root, for people.
-        text: what the file holds.
-        tree: its syntax.
+        name: dotted, as `phantom_mega.windows`.
+        text: without imports of the package, `TYPE_CHECKING` blocks, the future import and the leading docstring.
+        docstring: of the module.
+        needs: modules of the package that it imports, in order.
+        defines: names that it binds at the top level, other than by imports.
+        imports: name -> what it is imported from.
     """
 
     name: str
-    path: str
     text: str
-    tree: ast.Module
+    docstring: str
+    needs: tuple[str, ...]
+    defines: frozenset[str]
+    imports: dict[str, str]
 
-    def place(self, node: ast.AST) -> str:
-        """`phantom_mega/geometry.py, line 17`."""
-        return f"{self.path}, line {node.lineno}"
 
-
-def bundle(module: str, what: str, root: Path = SOURCE_ROOT) -> str:
-    """The text of one self-contained file with everything that a module defines.
+def bundle(module: str, package: str = PACKAGE, root: Path = ROOT) -> str:
+    """The text of one file with a module and all that it imports of its package.
 
     Args:
-        module: dotted name, as `phantom_mega.hf.transformer_phantom`.
-        what: a sentence that tells a reader what the file is for.
-        root: folder that holds the project's package.
+        module: dotted name.
+        package: the package's name.
+        root: the package's folder.
 
     Raises:
-        UserError: flattening would change what the code means; names the line.
+        UserError: flattening would change what a name means; names both places.
     """
-    modules: list[_Module] = []
-    _collect(module, root, modules, ())
+    modules = list(_ordered(module, package, root, {}))
     _check_names(modules)
-    title = (ast.get_docstring(modules[-1].tree) or module).splitlines()[0]
-    sections = [_HEAD.format(title=title, what=what, project=PROJECT)]
-    for source in modules:
-        rule = f"# --- {source.path} "
-        sections.append(f"{rule}{'-' * (120 - len(rule))}\n\n{_without_project(source)}")
-    text = "\n\n".join(sections)
-    compile(text, f"<bundle of {module}>", "exec", dont_inherit=True)
-    return text
+    main = modules[-1]
+    parts = ", ".join(_short(one, package) for one in modules)
+    made = f"One file made of several of {package}, so that it loads without that package: {parts}."
+    sections = [f'"""{main.docstring.rstrip()}\n\n{made}\n"""\n\n{_FUTURE}\n']
+    for one in modules:
+        heading = f"# --- {_short(one, package)} " + "-" * max(3, 110 - len(one.name))
+        about = (
+            "" if one is main else "".join(f"# {line}".rstrip() + "\n" for line in one.docstring.strip().split("\n"))
+        )
+        sections.append(f"{heading}\n{about}\n{one.text.strip()}\n")
+    return "\n\n".join(sections)
 
 
-def _collect(name: str, root: Path, found: list[_Module], above: tuple[str, ...]) -> None:
-    """Append a module after all that it imports."""
-    if name in above:
-        raise UserError(f"{name} imports itself by way of {' and '.join(above[above.index(name) + 1 :]) or 'nothing'}")
-    if any(module.name == name for module in found):
+def _short(module: _Module, package: str) -> str:
+    return module.name.removeprefix(f"{package}.").replace(".", "/") + ".py"
+
+
+def _ordered(name: str, package: str, root: Path, seen: dict[str, bool]) -> Iterator[_Module]:
+    """Modules in an order in which each comes after those that it needs."""
+    if name in seen:
+        if not seen[name]:
+            raise UserError(f"{name} imports itself in a circle; it cannot be flattened")
         return
-    module = _read(name, root)
-    for node in module.tree.body:
-        if _is_project_import(node):
-            _collect(node.module, root, found, (*above, name))
-    _check_imports(module, found)
-    found.append(module)
+    seen[name] = False
+    module = _read(name, package, root)
+    for need in module.needs:
+        yield from _ordered(need, package, root, seen)
+    seen[name] = True
+    yield module
 
 
-def _read(name: str, root: Path) -> _Module:
-    base = Path(*name.split("."))
-    for path in (base.with_suffix(".py"), base / "__init__.py"):
-        if (root / path).is_file():
-            text = (root / path).read_text()
-            return _Module(name, path.as_posix(), text, ast.parse(text, str(path)))
-    raise UserError(f"there is no module {name} in {root}")
+def _path(name: str, package: str, root: Path) -> Path | None:
+    """The file of a module; None for what is no module."""
+    base = root.joinpath(*name.split(".")[1:])
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 
-def _is_project_import(node: ast.AST) -> bool:
-    return isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == PROJECT
+def _read(name: str, package: str, root: Path) -> _Module:
+    path = _path(name, package, root)
+    if path is None:
+        raise UserError(f"there is no module {name} in {root}")
+    source = path.read_text()
+    tree, needs, imports, cut = ast.parse(source), [], {}, []
+    for node in tree.body:
+        if _is_type_checking(node) or (isinstance(node, ast.ImportFrom) and node.module == "__future__"):
+            cut.append(node)
+        elif _of_package(node, package):
+            needs += [need for need in _needed(node, name, package, root) if need not in needs]
+            cut.append(node)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            imports |= _imported(node)
+    for node in ast.walk(tree):
+        if _of_package(node, package) and not any(node is top or node in ast.walk(top) for top in cut):
+            raise UserError(f"{name}, line {node.lineno}: an import of {package} inside of a function or block")
+    docstring = ast.get_docstring(tree, clean=False) or ""
+    if docstring:
+        cut.append(tree.body[0])
+    defines = frozenset(bound for node in tree.body for bound in _bound(node))
+    return _Module(name, _without(source, cut), docstring, tuple(needs), defines, imports)
 
 
 def _is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
-def _is_dropped(node: ast.AST) -> bool:
-    """Whether a statement has no place in the flat file."""
-    future = isinstance(node, ast.ImportFrom) and node.module == "__future__"
-    return future or _is_project_import(node) or (_is_type_checking(node) and not node.orelse)
+def _of_package(node: ast.AST, package: str) -> bool:
+    if isinstance(node, ast.ImportFrom):
+        return node.level > 0 or (node.module or "").split(".")[0] == package
+    return isinstance(node, ast.Import) and any(alias.name.split(".")[0] == package for alias in node.names)
 
 
-def _check_imports(module: _Module, imported: list[_Module]) -> None:
-    """Refuse imports of the project that cannot be left out of a flat file."""
-    kept = [node for node in module.tree.body if not _is_dropped(node)]
-    for node in (inner for outer in kept for inner in ast.walk(outer)):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            raise UserError(f"{module.place(node)}: a relative import cannot be flattened; write it out")
-        if _is_project_import(node):
-            raise UserError(f"{module.place(node)}: an import of {node.module} below the top level cannot be flattened")
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.split(".")[0] == PROJECT:
-                    wanted = f"from {alias.name} import NAME"
-                    raise UserError(f"{module.place(node)}: `import {alias.name}` cannot be flattened; use `{wanted}`")
-    for node in filter(_is_project_import, module.tree.body):
-        source = next(found for found in imported if found.name == node.module)
-        known = {name for name, _, _ in _bindings(source)}
-        for alias in node.names:
-            if alias.asname:
-                wanted = f"rename one {alias.name}"
-                raise UserError(
-                    f"{module.place(node)}: `{alias.name} as {alias.asname}` cannot be flattened; {wanted} in its file"
-                )
-            if alias.name not in known:
-                raise UserError(
-                    f"{module.place(node)}: {node.module} defines no {alias.name!r}; import names, not modules"
-                )
+def _needed(node: ast.Import | ast.ImportFrom, name: str, package: str, root: Path) -> list[str]:
+    """The module that an import statement names; its names are then simply there."""
+    where = f"{name}, line {node.lineno}"
+    if isinstance(node, ast.Import) or node.level:
+        raise UserError(f"{where}: write `from {package}.module import name`; other imports cannot be flattened")
+    for alias in node.names:
+        if alias.asname or alias.name == "*":
+            raise UserError(f"{where}: `{alias.name}` must be imported by its own name")
+        if _path(f"{node.module}.{alias.name}", package, root):
+            raise UserError(f"{where}: `{alias.name}` is a module; import the names in it")
+    return [node.module]
+
+
+def _imported(node: ast.Import | ast.ImportFrom) -> dict[str, str]:
+    if isinstance(node, ast.ImportFrom):
+        return {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return {
+        alias.asname or alias.name.split(".")[0]: alias.name if alias.asname else alias.name.split(".")[0]
+        for alias in node.names
+    }
+
+
+def _bound(node: ast.stmt) -> Iterator[str]:
+    """Names that a statement of the top level binds, imports left out."""
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        yield node.name
+    elif not isinstance(node, (ast.Import, ast.ImportFrom)):
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
+                yield inner.id
+
+
+def _without(source: str, nodes: list[ast.stmt]) -> str:
+    lines = source.split("\n")
+    for node in nodes:
+        lines[node.lineno - 1 : node.end_lineno] = [None] * (node.end_lineno - node.lineno + 1)
+    return "\n".join(line for line in lines if line is not None)
 
 
 def _check_names(modules: list[_Module]) -> None:
-    """Refuse names that would mean something else in one file than in several."""
-    owners: dict[str, tuple[str, str]] = {}
+    """Refuse a name that means two things in the modules' common namespace."""
+    owner: dict[str, tuple[str, str]] = {}
     for module in modules:
-        for name, meaning, node in _bindings(module):
-            place = module.place(node)
-            if name in vars(builtins) and not name.startswith("__"):
-                raise UserError(f"{place}: {name!r} would hide Python's own in other modules; rename it")
-            known = owners.setdefault(name, (meaning, place))
-            if known[0] != meaning:
-                raise UserError(f"{place}: {name!r} means something else in {known[1]}; rename one of them")
-
-
-def _bindings(module: _Module) -> Iterator[tuple[str, str, ast.AST]]:
-    """(name, what it means, where) of everything that is bound at a module's top level.
-
-    What a library's import binds is told by its origin, so the same import in two modules is one meaning.
-    """
-    for node in _top_level(module.tree.body):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            yield node.name, module.name, node
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                whole = alias.name if alias.asname else alias.name.split(".")[0]
-                yield alias.asname or whole, f"import {whole}", node
-        elif isinstance(node, ast.ImportFrom) and not _is_dropped(node):
-            for alias in node.names:
-                if alias.name == "*":
-                    raise UserError(f"{module.place(node)}: `import *` cannot be flattened; name what is used")
-                yield alias.asname or alias.name, f"from {node.module} import {alias.name}", node
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.id, module.name, node
-
-
-def _top_level(body: list[ast.AST]) -> Iterator[ast.AST]:
-    """All nodes that run in the module's own scope."""
-    for node in body:
-        if _is_type_checking(node):
-            continue
-        yield node
-        scopes = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
-        comprehensions = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-        if not isinstance(node, scopes + comprehensions):
-            yield from _top_level(list(ast.iter_child_nodes(node)))
-
-
-def _without_project(module: _Module) -> str:
-    """The source without its imports of the project, `from __future__` and blocks for type checkers."""
-    lines = module.text.splitlines()
-    for node in filter(_is_dropped, module.tree.body):
-        outside = lines[node.lineno - 1][: node.col_offset] + lines[node.end_lineno - 1][node.end_col_offset :]
-        if outside.split("#")[0].strip():
-            raise UserError(f"{module.place(node)}: another statement on this line; give the import a line of its own")
-        for i in range(node.lineno - 1, node.end_lineno):
-            lines[i] = None
-    kept: list[str] = []
-    for empty, run in itertools.groupby(lines, key=lambda line: line is None or not line.strip()):
-        run = list(run)
-        if empty and None in run:  # as many blank lines as stood on one side of what is gone
-            blanks = [len(list(group)) for gone, group in itertools.groupby(run, key=lambda x: x is None) if not gone]
-            run = [""] * max(blanks, default=0)
-        kept += run
-    return "\n".join(kept).strip() + "\n"
+        meanings = {name: f"defined in {module.name}" for name in module.defines}
+        meanings |= {name: f"imported from {source}" for name, source in module.imports.items()}
+        for name, meaning in meanings.items():
+            first, place = owner.setdefault(name, (meaning, module.name))
+            if first != meaning:
+                raise UserError(f"{name} is {first} ({place}) and {meaning} ({module.name}); rename one of them")

@@ -1,270 +1,176 @@
-"""The model card of an export (README.md): what it is, how it was trained, what was measured, code that runs."""
+"""The model card of a release: what it is, how it was trained, what was measured, code that runs."""
 
 from __future__ import annotations
 
 import datetime
 import math
-import re
+from dataclasses import dataclass
 from pathlib import Path
 
-import diffusers
-import pyarrow.parquet
-from huggingface_hub import ModelCardData
+import torch
+import yaml
 
 import phantom_mega
 from phantom_mega.checkpoint.folder import iteration_of
 from phantom_mega.config import RunConfig
-from phantom_mega.data.index import INDEX_NAME
 from phantom_mega.errors import UserError
 from phantom_mega.geometry import bucket_size
 from phantom_mega.metrics import read_metrics
-from phantom_mega.release.components import referred
-from phantom_mega.release.export import Source
-from phantom_mega.release.verify import Verified
 
-LOSS_ITERATIONS = 100
-TAGS = ["subject-to-video", "text-to-video", "phantom", "rectified-flow"]
-_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
-_EXAMPLE = """\
+LAST = 100
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a release's weights are from.
+
+    Attributes:
+        checkpoint: the `iter_...` folder.
+        config: of its run.
+        weights: `ema` or `raw`.
+        dtype: of the weights as released.
+        license: an identifier of the hub.
+        command: how the export was made.
+    """
+
+    checkpoint: Path
+    config: RunConfig
+    weights: str
+    dtype: torch.dtype
+    license: str = "other"
+    command: str = ""
+
+
+def write_card(origin: Origin, target: Path) -> None:
+    """Write `README.md`."""
+    header = {
+        "license": origin.license,
+        "library_name": "diffusers",
+        "pipeline_tag": "image-to-video",
+        "tags": ["subject-to-video", "phantom", "rectified-flow"],
+    }
+    front = yaml.safe_dump(header, sort_keys=False)
+    text = f"---\n{front}---\n\n# Subject-to-video model\n\n{_about(origin)}\n{_example(origin)}\n{_recipe(origin)}\n"
+    (target / "README.md").write_text(text + f"{_measured(origin)}\n{_limits()}\n{_made(origin)}")
+
+
+def _about(origin: Origin) -> str:
+    model = origin.config.model
+    windows = f"windows of {model.window_frames} latent frames" if model.window_frames else "full attention"
+    return f"""From 1 to {model.max_references} reference images and a prompt to a video that keeps the subjects.
+An MMDiT with {windows} and `{model.reference_injection}` injection of the references, trained with
+rectified flow after Phantom ([arXiv 2502.11079](https://arxiv.org/abs/2502.11079)) by phantom_mega:
+{model.num_layers} blocks, width {model.hidden_size}, {model.num_attention_heads} heads.
+"""
+
+
+def _example(origin: Origin) -> str:
+    height, width, frames = largest_video(origin.config)
+    return f"""## Use
+
+Needs `pip install torch diffusers transformers open_clip_torch accelerate`.
+`trust_remote_code` runs the Python files of this folder: read them first.
+
+```python
+import sys
+
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
+from diffusers.utils import export_to_gif
 
-device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True, torch_dtype=dtype).to(device)
-# A plain square stands in for your pictures: 1 to {references} paths or PIL images, one subject each.
-references = [Image.new("RGB", (256, 256), "orange")]
-frames = pipe(
-    "An orange square moves slowly over a white table.",
-    reference_images=references,
+folder, references, prompt = sys.argv[1], sys.argv[2:-1], sys.argv[-1]
+pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
+pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+video = pipe(
+    prompt,
+    references,
     height={height},
     width={width},
     num_frames={frames},
     num_inference_steps=50,
-    generator=torch.Generator().manual_seed(0),
+    image_guidance_scale=3.0,
+    text_guidance_scale=7.5,
+    generator=torch.Generator("cpu").manual_seed(0),
 ).frames[0]
-frames[0].save("video.gif", save_all=True, append_images=frames[1:], duration=round(1000 / {rate:g}))
-"""
-_TEXT = """\
-# {title}
+export_to_gif(video, "video.gif", fps={origin.config.data.frame_rate:g})
+```
 
-A subject-to-video model: reference images of 1 to {references} subjects and a prompt become a video that keeps the
-subjects. It follows Phantom ([arXiv 2502.11079](https://arxiv.org/abs/2502.11079)): an MMDiT with temporal window
-attention and dynamic reference injection, trained as a rectified flow. It is not a release of that paper's authors.
-
-## Use
-{local}
-```python
-{example}```
-
-The code of the model is in this repository, hence `trust_remote_code=True`; read it in `pipeline.py` and
-`transformer/transformer_phantom.py`. It needs torch, diffusers ({diffusers} was used to write it), transformers and
-open_clip. For an MP4, install imageio and imageio-ffmpeg and call
-`diffusers.utils.export_to_video(frames, "video.mp4", fps={fps})`.
-{referred}
-## Weights
-
-{weights}
-
-## Training
-
-{training}
-
-## Measured
-
-{measured}
-
-## Limits
-
-{limits}
-
-## How it was exported
-
-    {command}
-
-with phantom_mega {version} on {date}.
+Saved as `example.py`: `python example.py THIS_FOLDER cat.png hat.png "A cat puts on a red hat."`
 """
 
 
-def check_license(name: str | None) -> None:
-    """Refuse what cannot be a license's identifier on the hub.
-
-    Raises:
-        UserError: says what an identifier looks like.
-    """
-    if name is not None and not _LICENSE.fullmatch(name):
-        raise UserError(f"--license {name!r} is no identifier; write one as apache-2.0, cc-by-nc-4.0 or other")
-
-
-def example(source: Source, name: str) -> str:
-    """Python code that loads the export and generates a video of the largest size that it was trained on."""
-    height, width, frames = _largest(source.config)
-    model = source.config.model
-    return _EXAMPLE.format(
-        name=name, references=model.max_references, height=height, width=width, frames=frames,
-        rate=source.config.data.frame_rate,
-    )  # fmt: skip
-
-
-def _largest(config: RunConfig) -> tuple[int, int, int]:
-    """(height, width, frames) of the largest clips of the recipe; 480p where it names none."""
-    resolutions = config.data.resolutions.values()
-    if not resolutions:
+def largest_video(config: RunConfig) -> tuple[int, int, int]:
+    """(height, width, frames) of the largest video that the run trained on, in its first aspect ratio."""
+    largest = max(config.data.resolutions.values(), key=lambda one: one.pixels * max(one.frames), default=None)
+    if largest is None:
         return 480, 832, 81
-    best = max(resolutions, key=lambda resolution: (resolution.pixels, max(resolution.frames)))
-    across, down = map(float, config.data.aspect_ratios[0].split(":"))
-    return (*bucket_size(best.pixels, across / down), max(best.frames))
+    width, _, height = config.data.aspect_ratios[0].partition(":")
+    return *bucket_size(largest.pixels, float(width) / float(height)), max(largest.frames)
 
 
-def write_card(
-    folder: Path,
-    source: Source,
-    index: dict,
-    *,
-    name: str,
-    command: str,
-    license_name: str | None,
-    verified: Verified | None,
-) -> None:
-    """Write README.md.
-
-    Args:
-        folder: of the export.
-        source: what was exported.
-        index: its `model_index.json`.
-        name: the hub's name of the repository, or the folder's.
-        command: how it was exported, without this machine's paths.
-        license_name: identifier on the hub, or None: the card then says that there is none.
-        verified: what the check found; None if it was left out.
-    """
-    components = {key: value for key, value in index.items() if isinstance(value, list) and key != "_class_name"}
-    text = _TEXT.format(
-        title=name.split("/")[-1],
-        references=source.config.model.max_references,
-        local="" if "/" in name else "\nStart it in the folder that holds this one, or write this one's path.\n",
-        example=example(source, name),
-        diffusers=diffusers.__version__,
-        fps=round(source.config.data.frame_rate),
-        referred=_referred(referred(components), index["conditioning"]),
-        weights=_weights(source),
-        training=_bullets(_training(source.config, source.state)),
-        measured=_bullets(_measured(source, verified)),
-        limits=_bullets(_limits(source.config, license_name)),
-        command=command,
-        version=phantom_mega.__version__,
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+def _recipe(origin: Origin) -> str:
+    config, state = origin.config, iteration_of(origin.checkpoint)
+    sizes = "; ".join(
+        f"{name}: about {one.pixels:,} pixels, {' or '.join(map(str, one.frames))} frames, weight {one.weight:g}"
+        for name, one in config.data.resolutions.items()
     )
-    data = ModelCardData(license=license_name, library_name="diffusers", pipeline_tag="image-to-video", tags=TAGS)
-    (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{text}")
-
-
-def _bullets(lines: list[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _referred(names: list[str], conditioning: dict) -> str:
-    """Which encoders are not here and where they come from."""
-    if not names:
-        return ""
-    fields = {
-        "vae": "vae",
-        "text_encoder": "text_encoder",
-        "tokenizer": "text_encoder",
-        "image_encoder": "vision_encoder",
-    }
-    rows = "\n".join(f"- `{name}`: `{conditioning[fields[name]]}`" for name in names)
-    return f"\nThe first call loads what is not in this repository:\n\n{rows}\n"
-
-
-def _weights(source: Source) -> str:
-    parameters = sum(param.numel() for param in source.model.parameters())
-    dtype = str(source.dtype).removeprefix("torch.")
-    kind = (
-        f"the exponential moving average of the weights (decay {source.config.train.ema_decay:g})"
-        if source.weights == "ema"
-        else "the trained weights themselves, not their average"
-    )
-    return f"{parameters:,} parameters in {dtype}: {kind}, after iteration {source.state['iteration']:,}."
-
-
-def _training(config: RunConfig, state: dict) -> list[str]:
-    data, flow, train, model = config.data, config.flow, config.train, config.model
-    resolutions = [
-        f"{name} ({resolution.pixels:,} pixels; {', '.join(map(str, resolution.frames))} frames; "
-        f"weight {resolution.weight:g})"
-        for name, resolution in data.resolutions.items()
-    ]
-    window = f"temporal windows of {model.window_frames} latent frames" if model.window_frames else "full attention"
-    lines = [
-        f"Model: {model.num_layers} dual-stream blocks, width {model.hidden_size}, {model.num_attention_heads} heads, "
-        f"{window}, references by `{model.reference_injection}`",
-        f"Iterations: {state['iteration']:,} of {train.train_iters:,}, {train.global_batch_size} packs of at most "
-        f"{data.seq_length:,} visual tokens each",
-        f"Data: {_data_sizes(data.index_path)}; references of kind {', '.join(data.pair_kinds)}",
-        f"Resolutions: {'; '.join(resolutions) or 'none in the recipe'}; {data.frame_rate:g} frames per second",
-        f"Flow: timesteps logit-normal({flow.logit_mean:g}, {flow.logit_std:g}), shifted from {flow.shift_min:g} at "
-        f"{flow.shift_min_pixels:,} to {flow.shift_max:g} at {flow.shift_max_pixels:,} video pixels",
-        f"Dropout: text {flow.text_dropout:g}, all image conditions {flow.image_dropout:g}, VAE references alone "
+    flow, optimizer = config.flow, config.optimizer
+    average = f"exponential moving average, decay {config.train.ema_decay}" if origin.weights == "ema" else "raw"
+    rows = {
+        "weights": f"{average}, {str(origin.dtype).removeprefix('torch.')}",
+        "iteration": f"{state:,} of {config.train.train_iters:,}, {config.train.global_batch_size} packs of up to "
+        f"{config.data.seq_length:,} visual tokens each",
+        "resolutions": sizes,
+        "optimizer": f"AdamW, peak learning rate {optimizer.lr:g} ({optimizer.lr_decay_style}), betas "
+        f"{optimizer.adam_beta1:g} and {optimizer.adam_beta2:g}, weight decay {optimizer.weight_decay:g}",
+        "dropout": f"text {flow.text_dropout:g}, all images {flow.image_dropout:g}, VAE references alone "
         f"{flow.vae_reference_dropout:g}",
-        f"Optimizer: AdamW, learning rate {config.optimizer.lr:g}, {'bf16' if config.precision.bf16 else 'float32'}",
-    ]
-    if train.finetune or train.load:
-        lines.append("Started from the weights of an earlier run (`train.load`); its iterations are not counted here")
-    return lines
+        "precision": "bf16 with fp32 main weights" if config.precision.bf16 else "fp32",
+        "VAE": _public(config.conditioning.vae),
+        "text encoder": _public(config.conditioning.text_encoder),
+        "vision encoder": _public(config.conditioning.vision_encoder),
+        "started from": _public(config.train.load) if config.train.load else "random weights",
+    }
+    lines = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"## Training\n\n| | |\n|---|---|\n{lines}\n"
 
 
-def _data_sizes(paths: list[str]) -> str:
-    """Samples of every data set, where its index still is; folders are named without their place."""
-    found = []
-    for number, text in enumerate(paths, 1):
-        path = Path(text)
-        index = path if path.suffix == ".parquet" else path / INDEX_NAME
-        try:
-            found.append(f"set {number}: {pyarrow.parquet.read_metadata(index).num_rows:,} samples")
-        except (OSError, pyarrow.lib.ArrowException):
-            found.append(f"set {number}: size not known at export")
-    return "; ".join(found) or "not named in the run's configuration"
+def _public(name: str) -> str:
+    """A name as it is; of a folder of the training machine its last two parts."""
+    return "/".join(Path(name).parts[-2:]) if Path(name).is_absolute() or Path(name).exists() else name
 
 
-def training_loss(source: Source) -> tuple[float, int] | None:
-    """(mean loss, iterations) over the last of the run before the checkpoint; None without a record."""
-    folder = source.reader.folder.resolve()
-    if iteration_of(folder) < 0:
-        return None
+def _measured(origin: Origin) -> str:
+    """The training loss; nothing else was measured."""
+    iteration = iteration_of(origin.checkpoint)
     try:
-        metrics = read_metrics(folder.parent.parent)
-        losses = [float(m["loss"]) for m in metrics if m["iteration"] <= source.state["iteration"]]
-    except (UserError, OSError, ValueError, KeyError, TypeError):
-        return None
-    losses = [loss for loss in losses[-LOSS_ITERATIONS:] if math.isfinite(loss)]
-    return (sum(losses) / len(losses), len(losses)) if losses else None
-
-
-def _measured(source: Source, verified: Verified | None) -> list[str]:
-    lines, loss = [], training_loss(source)
-    if loss is not None:
-        lines.append(
-            f"Mean training loss over the last {loss[1]} iterations: {loss[0]:.4f} (squared error of the velocity on "
-            "training data, of the raw weights; not a measure of quality)"
-        )
-    if verified is not None:
-        lines.append(
-            f"A forward pass of this folder, opened without the trainer, and of the model that was trained differ by "
-            f"at most {verified.difference:.2g}, at velocities of up to {verified.scale:.3g} (float32, CPU)"
-        )
-    lines.append("Quality: not evaluated; no numbers are given")
-    return lines
-
-
-def _limits(config: RunConfig, license_name: str | None) -> list[str]:
-    model = config.model
-    height, width, frames = _largest(config)
-    lines = [
-        f"Sides are multiples of 16 pixels, frames 4k+1, references 0 to {model.max_references}; prompts are cut at "
-        f"{config.data.max_text_tokens} tokens",
-        f"Trained up to {width}x{height} pixels and {frames} frames; larger or longer videos are outside of that",
-        "It may show what its training data show, biases included; outputs were not filtered",
+        metrics = read_metrics(origin.checkpoint.parents[1])
+    except (UserError, IndexError):
+        metrics = []
+    losses = [
+        one["loss"] for one in metrics if one["iteration"] <= iteration and math.isfinite(one.get("loss", math.nan))
     ]
-    if license_name is None:
-        lines.append("No license was named at export: ask who gave it to you before you use or pass it on")
-    return lines
+    if not losses:
+        return "## Measured\n\nNothing is known of this checkpoint's run.\n"
+    last = losses[-LAST:]
+    mean = sum(last) / len(last)
+    about = f"rectified flow, mean over the last {len(last)} iterations before this checkpoint"
+    return (
+        f"## Measured\n\nTraining loss ({about}): {mean:.4f}.\n"
+        f"It is no measure of the videos; no evaluation was run for this card.\n"
+    )
+
+
+def _limits() -> str:
+    return """## Limits
+
+Sizes are multiples of 16, frames 4k+1. Videos of sizes and lengths far from those above were not trained. The model
+repeats what its data hold, biases included; do not use it to show real people without their consent. The encoders keep
+their own licences.
+"""
+
+
+def _made(origin: Origin) -> str:
+    command = f"\n\n    {origin.command}\n" if origin.command else ".\n"
+    today = datetime.datetime.now(datetime.UTC).date()
+    return f"## Export\n\nBy phantom_mega {phantom_mega.__version__} on {today}{command}"

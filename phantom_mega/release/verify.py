@@ -1,7 +1,6 @@
-"""Does an export open without this project, and compute what the model that was trained computes?
+"""The proof of an export: opened strictly in a process without this project, it computes what the megatron model does.
 
-Two processes, one after the other, so that the model is in memory once: `open_release` loads the folder with diffusers
-alone, `core_forward` is the megatron model on one CPU rank. Both get the same pack, in float32.
+Both sides run in processes of their own and write their answer to the same inputs into a file.
 """
 
 from __future__ import annotations
@@ -11,131 +10,138 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
-from safetensors.torch import load_file, save_file
 
-from phantom_mega.config import ModelConfig
+from phantom_mega.checkpoint.reader import CheckpointReader
+from phantom_mega.config_io import load_run_config
 from phantom_mega.errors import UserError
-from phantom_mega.geometry import PATCH, SampleShape
-from phantom_mega.release.bundle import SOURCE_ROOT
-from phantom_mega.release.export import Source
 
-# Largest difference of two velocities, relative to the largest velocity: float32 rounding through all blocks.
 TOLERANCE = 1e-4
-# What a process with torch, diffusers and megatron takes before any weight.
-BASE_MEMORY = 2 << 30
-_OPEN = Path(__file__).with_name("open_release.py")
-# A launcher's rendezvous, which a process of its own must not join; torch's hub cache of code.
-_LEFT_OUT = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTHONPATH")
+# Two samples of one pack: several windows and references, and none.
+SHAPES = ((11, 2, 3, 2, 5, 3), (2, 3, 2, 0, 4, 3))
+# Run with -I and without this project: as somebody who has only the folder.
+_PLAIN = """
+import importlib.abc, json, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("phantom_mega", "megatron"):
+            raise ModuleNotFoundError(f"{name} is not to be used by an export")
+sys.meta_path.insert(0, Absent())
+import torch
+from diffusers import DiffusionPipeline
+folder, inputs, out = sys.argv[1:]
+pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
+cls = type(pipe.transformer)
+del pipe.transformer
+model, found = cls.from_pretrained(folder, subfolder="transformer", dtype=torch.float32, output_loading_info=True)
+problems = {kind: keys for kind, keys in found.items() if keys}
+given = torch.load(inputs, weights_only=True)
+shape = sys.modules[cls.__module__].SampleShape
+layout = model.eval().layout([shape(*numbers) for numbers in given["shapes"]])
+with torch.no_grad():
+    sample = model(given["visual"], given["timestep"], given["text"], given["clip"], layout).sample
+torch.save({"sample": sample, "problems": json.dumps(problems, default=list)}, out)
+"""
 
 
-@dataclass(frozen=True)
-class Verified:
-    """What was found.
-
-    Attributes:
-        difference: largest absolute difference of the two velocities.
-        scale: largest absolute velocity of the megatron model.
-        tensors: tensors that were compared with the files, by component.
-        pipeline: whether the pipeline was whole and made a video.
-    """
-
-    difference: float
-    scale: float
-    tensors: dict[str, int]
-    pipeline: bool
+def memory_needed(nbytes_float32: int) -> int:
+    """Bytes that the check takes at once: the model in float32, and as much again while it is read."""
+    return 2 * nbytes_float32 + (1 << 30)
 
 
-def needed_memory(source: Source, folder: Path) -> int:
-    """Bytes that the larger of the two processes takes, about: all in float32, and a file's pages."""
-    parameters = sum(param.numel() for param in source.model.parameters())
-    encoders = sum(path.stat().st_size for path in folder.rglob("*.safetensors") if path.parent.name != "transformer")
-    # An encoder in bfloat16 becomes float32, and the text encoder is loaded twice.
-    return BASE_MEMORY + int(4.4 * parameters) + 4 * encoders
+def fits(nbytes_float32: int) -> bool:
+    """Whether this machine has the memory for the check."""
+    return memory_needed(nbytes_float32) < psutil.virtual_memory().available
 
 
-def free_memory() -> int:
-    """Bytes that a process can still take: of the machine, and of the cgroup that a Slurm job or container has."""
-    free = psutil.virtual_memory().available
-    try:
-        inside = Path("/proc/self/cgroup").read_text().split("::", 1)[1].strip().lstrip("/")
-        group = Path("/sys/fs/cgroup", inside)
-        while group != group.parent and (group / "memory.max").is_file():
-            limit = (group / "memory.max").read_text().strip()
-            if limit != "max":
-                free = min(free, int(limit) - int((group / "memory.current").read_text()))
-            group = group.parent
-    except (OSError, IndexError, ValueError):
-        pass  # an older kernel: the machine's memory is all that is known
-    return free
-
-
-def make_inputs(model: ModelConfig, path: Path) -> None:
-    """Write one pack of three samples: more frames than a window has, the most references, and none."""
-    references = model.max_references
-    if model.window_frames and model.reference_injection == "displace":
-        references = min(references, model.window_frames - 1)
-    frames = (model.window_frames or 2) + 2
-    shapes = [SampleShape(frames, 2, 3, references, 5, 3), SampleShape(1, 2, 2, min(1, references), 4, 3)]
-    shapes.append(SampleShape(3, 3, 2, 0, 6, 3))
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(rows: int, width: int) -> torch.Tensor:
-        return torch.randn(rows, width, generator=generator)
-
-    pack = {
-        "visual": draw(sum(shape.visual_tokens for shape in shapes), model.latent_channels * PATCH[1] * PATCH[2]),
-        "timestep": torch.rand(len(shapes), generator=generator),
-        "text": draw(sum(shape.text_tokens for shape in shapes), model.text_dim),
-        "clip": draw(sum(shape.references * shape.clip_tokens for shape in shapes), model.clip_dim),
+def make_inputs(config) -> dict:
+    """Seeded inputs of the model, as the plain and the megatron model take them."""
+    generator, model = torch.Generator().manual_seed(0), config.model
+    shapes = [shape if shape[3] <= model.max_references else (*shape[:3], 0, *shape[4:]) for shape in SHAPES]
+    visual = sum((frames + references) * height * width for frames, height, width, references, *_ in shapes)
+    clip = sum(shape[3] * shape[5] for shape in shapes)
+    randn = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731
+    return {
+        "shapes": shapes,
+        "visual": randn(visual, 4 * model.latent_channels),
+        "timestep": torch.tensor([0.3, 0.8]),
+        "text": randn(sum(shape[4] for shape in shapes), model.text_dim),
+        "clip": randn(clip, model.clip_dim),
     }
-    fields = [[s.frames, s.height, s.width, s.references, s.text_tokens, s.clip_tokens] for s in shapes]
-    save_file(pack, path, metadata={"shapes": json.dumps(fields)})
 
 
-def verify(source: Source, folder: Path) -> Verified:
-    """Load an export strictly in a process without this project and compare a forward pass with the megatron model.
+def verify(export: Path, checkpoint: Path, weights: str, dtype: torch.dtype) -> float:
+    """Compare an export with the megatron model on the checkpoint's weights.
 
     Args:
-        source: what was exported.
-        folder: the export.
+        export: the folder.
+        checkpoint: the `iter_...` folder that it was made from.
+        weights: `ema` or `raw`.
+        dtype: of the exported weights, to which the checkpoint's are rounded too; both sides compute in float32.
+
+    Returns:
+        The largest difference, relative to the largest value.
 
     Raises:
-        UserError: it does not open, a tensor is missing or left over, or the velocities differ.
+        UserError: the export does not load strictly, or computes something else.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        inputs, opened, core = (Path(scratch, name) for name in ("inputs", "opened", "core"))
-        make_inputs(source.config.model, inputs)
-        # -I: no user's packages, no PYTHONPATH, not this folder. The cache of code is the process's own.
-        words = [sys.executable, "-I", str(_OPEN), str(folder.resolve()), str(inputs), str(opened)]
-        printed = _run(words, "the export does not open", HF_MODULES_CACHE=scratch)
-        checkpoint, dtype = source.reader.folder.resolve(), str(source.dtype).removeprefix("torch.")
-        words = [sys.executable, "-m", "phantom_mega.release.core_forward", str(checkpoint), source.weights, dtype]
-        _run([*words, str(inputs), str(core)], "the training model does not run", PYTHONPATH=str(SOURCE_ROOT))
-        found, expected = (load_file(path)["velocity"] for path in (opened, core))
-    difference, scale = float((found - expected).abs().max()), float(expected.abs().max())
-    if not difference <= TOLERANCE * scale:
-        raise UserError(
-            f"the export computes something else than the model that was trained: velocities of up to {scale:.3g} "
-            f"differ by {difference:.3g}; nothing was published"
-        )
-    report = json.loads(printed)
-    return Verified(difference, scale, report["tensors"], report["pipeline"])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        torch.save(make_inputs(load_run_config(checkpoint / "config.yaml")), folder / "inputs.pt")
+        given = [str(export.resolve()), str(folder / "inputs.pt"), str(folder / "plain.pt")]
+        _run(["-I", "-c", _PLAIN, *given], "opening the export without this project", folder)
+        kind = str(dtype).removeprefix("torch.")
+        given = [str(checkpoint.resolve()), weights, kind, str(folder / "inputs.pt"), str(folder / "core.pt")]
+        _run(["-m", "phantom_mega.release.verify", *given], "running the megatron model", folder)
+        plain, core = (torch.load(folder / f"{side}.pt", weights_only=True) for side in ("plain", "core"))
+    problems = json.loads(plain["problems"])
+    if problems:
+        raise UserError(f"the export does not load strictly: {problems}")
+    difference = ((plain["sample"] - core["sample"]).abs().max() / core["sample"].abs().max()).item()
+    if not difference < TOLERANCE:
+        raise UserError(f"the export computes something else than the trained model: relative difference {difference}")
+    return difference
 
 
-def _run(command: list[str], problem: str, **environment: str) -> str:
-    """The last line that a process printed; on one CPU, in a rendezvous of its own, offline."""
-    inherited = {name: value for name, value in os.environ.items() if name not in _LEFT_OUT}
-    fixed = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        command, env=inherited | fixed | environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+def _run(words: list[str], what: str, folder: Path) -> None:
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_MODULES_CACHE": str(folder / "modules")}
+    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])  # -I does not read it
+    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise UserError(f"{what} failed: {lines[-1] if lines else f'exit code {done.returncode}'}")
+
+
+def run_core(checkpoint: Path, weights: str, dtype: str, inputs: Path, out: Path) -> None:
+    """The megatron model's answer, on one CPU rank; in a process of its own."""
+    from phantom_mega.checkpoint.plain import plain_weights
+    from phantom_mega.config import ParallelConfig, PrecisionConfig
+    from phantom_mega.core.build import build_model
+    from phantom_mega.core.convert import load_hf
+    from phantom_mega.core.parallel_config import initialize_distributed
+    from phantom_mega.geometry import SampleShape
+    from phantom_mega.packs import PackInputs, PackLayout
+    from phantom_mega.training.batch import window_spec
+
+    config, reader = load_run_config(checkpoint / "config.yaml"), CheckpointReader(checkpoint)
+    parallel = ParallelConfig(transformer_impl="local")
+    initialize_distributed(parallel)
+    chunks = build_model(config.model, parallel, PrecisionConfig(), seed=0)
+    rounded = (
+        (name, tensor.to(getattr(torch, dtype)).float())
+        for name, tensor in plain_weights(reader, config.model.num_attention_heads, weights)
     )
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or (not lines and "-I" in command):
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise UserError(f"{problem}: {last}; nothing was published")
-    return lines[-1] if lines else ""
+    load_hf(chunks, dict(rounded))
+    given = torch.load(inputs, weights_only=True)
+    shapes = [SampleShape(*numbers) for numbers in given["shapes"]]
+    layout = PackLayout.build(shapes, window_spec(config), config.model.rope_axes_dim, config.model.rope_theta)
+    with torch.no_grad():
+        sample = chunks[0].eval()(PackInputs(given["visual"], given["timestep"], given["text"], given["clip"], layout))
+    torch.save({"sample": sample}, out)
+
+
+if __name__ == "__main__":
+    run_core(Path(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4]), Path(sys.argv[5]))

@@ -11,6 +11,9 @@ from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, s
 from phantom_mega.checkpoint import integrity
 from phantom_mega.config import ModelConfig, RunConfig
 from phantom_mega.config_io import to_yaml
+from phantom_mega.generation.load import model_arguments
+from phantom_mega.hf import PhantomTransformer3DModel
+from phantom_mega.hf.naming import core_name, hf_names
 
 COMMON = "common_state/shard_0_1"
 EXTRA = "blocks.0.visual.linear_qkv._extra_state/shard_0_1"
@@ -33,13 +36,27 @@ def weights(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def write_checkpoint(folder: Path, model: ModelConfig, *, distinct: bool = True, optimizer: bool = True) -> Path:
+def all_weights(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of every tensor of a model."""
+    with torch.device("meta"):
+        plain = PhantomTransformer3DModel(**model_arguments(RunConfig(model=model)))
+    shapes = {}
+    for name, tensor in plain.state_dict().items():
+        core = core_name(name)
+        shapes[core] = (len(hf_names(core)) * tensor.shape[0], *tensor.shape[1:])
+    return shapes
+
+
+def write_checkpoint(
+    folder: Path, model: ModelConfig, *, distinct: bool = True, optimizer: bool = True, shapes: dict | None = None
+) -> Path:
     """A checkpoint of a model, its tensors whole.
 
     Args:
         folder: the new `iter_...` folder.
         model: its sizes.
         distinct: every value is another one; False fills each tensor with one number and needs no memory for it.
+        shapes: of its tensors; `weights(model)` by default.
         optimizer: with `param`, `exp_avg`, `exp_avg_sq` and `ema` of each weight.
 
     Returns:
@@ -49,7 +66,7 @@ def write_checkpoint(folder: Path, model: ModelConfig, *, distinct: bool = True,
     generator = torch.Generator().manual_seed(0)
     kinds = ("param", "exp_avg", "exp_avg_sq", "ema") if optimizer else ()
     for kind in ("", *(f"optimizer.state.{kind}." for kind in kinds)):
-        for key, shape in weights(model).items():
+        for key, shape in (shapes or weights(model)).items():
             if distinct:
                 state[kind + key] = torch.randn(shape, generator=generator)
             else:

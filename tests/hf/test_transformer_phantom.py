@@ -118,7 +118,7 @@ def test_gradient_checkpointing_changes_no_gradient():
 def test_save_and_load_restore_config_and_weights_to_the_bit(tmp_path):
     model = small_model(reference_injection="append", window_frames=6)
     model.save_pretrained(tmp_path)
-    loaded = PhantomTransformer3DModel.from_pretrained(tmp_path, torch_dtype=torch.float64)
+    loaded = PhantomTransformer3DModel.from_pretrained(tmp_path, dtype=torch.float64)
     assert dict(loaded.config)["window_frames"] == 6
     samples = features(SHAPES)
     torch.testing.assert_close(run(model, SHAPES, samples), run(loaded, SHAPES, samples), rtol=1e-12, atol=1e-12)

@@ -25,5 +25,5 @@ def test_a_saved_tower_gives_the_features_of_open_clips(towers, tmp_path, name):
 def test_it_stays_in_bf16_when_loaded_so(tmp_path):
     tower = load_vision_tower(ConditioningConfig(), "cpu")
     tower.model.save_pretrained(tmp_path)
-    again = PhantomVisionTower.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    again = PhantomVisionTower.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert again(torch.zeros(1, 3, 64, 64, dtype=torch.bfloat16)).dtype == torch.bfloat16

@@ -1,25 +1,14 @@
-"""Checkpoints and an export that no test changes."""
+"""A run that trained a little, and its export."""
 
 import pytest
 
-from phantom_mega.release.export import Options, open_source, write_export
-from tests.release.helpers import library_folder, write_checkpoint
+from phantom_mega.release.export import Options, export, open_checkpoint
+from tests.generation.conftest import images, run  # noqa: F401 (fixtures)
 
 
 @pytest.fixture(scope="session")
-def pristine(tmp_path_factory):
-    """A checkpoint with averaged weights."""
-    return write_checkpoint(tmp_path_factory.mktemp("pristine") / "iter_0000003")
-
-
-@pytest.fixture(scope="session")
-def exported(pristine, tmp_path_factory):
-    """Its export, without a card."""
-    target = tmp_path_factory.mktemp("exported") / "mine"
-    return write_export(open_source(pristine, Options()), target, Options(), lambda folder, index: None)
-
-
-@pytest.fixture(scope="session")
-def libraries(tmp_path_factory):
-    """torch, diffusers, transformers and open_clip with what they require, and nothing else."""
-    return library_folder(tmp_path_factory.mktemp("site") / "packages")
+def release(run, tmp_path_factory):  # noqa: F811
+    """(export's folder, checkpoint)."""
+    checkpoint, folder = open_checkpoint(run), tmp_path_factory.mktemp("release")
+    export(checkpoint, folder, Options(license="apache-2.0", command="python tools/export_hf.py run export"))
+    return folder, checkpoint

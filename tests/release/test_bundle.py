@@ -1,133 +1,116 @@
-"""A bundle means what its modules mean, needs libraries alone, and is refused where flattening would change it."""
+"""Code of a release: one file that does what the modules do, or a refusal that names the clash."""
 
-import ast
-from pathlib import Path
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from phantom_mega.errors import UserError
-from phantom_mega.geometry import SampleShape
-from phantom_mega.hf import PhantomTransformer3DModel
-from phantom_mega.release.bundle import SOURCE_ROOT, bundle
-from tests.release.helpers import run_alone
+from phantom_mega.release.bundle import bundle
+from phantom_mega.release.export import CODE
+from tests.hf.test_transformer_phantom import SHAPES, features, run, small_model
+from tests.training.conftest import REPOSITORY
 
-MODULES = {
-    "transformer_phantom": "phantom_mega.hf.transformer_phantom",
-    "pipeline": "phantom_mega.hf.pipeline_phantom",
-    "linear_vae": "phantom_mega.conditioning.linear_vae",
-    "vision_tower": "phantom_mega.hf.vision_tower",
-}
-SIZES = dict(num_layers=3, hidden_size=32, num_attention_heads=4, ffn_hidden_size=64, rope_axes_dim=[4, 2, 2])
-
-
-@pytest.mark.parametrize("module", MODULES.values())
-def test_the_real_modules_flatten_to_one_file_that_imports_libraries_alone(module):
-    tree = ast.parse(bundle(module, "A test."))
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert imported and not any(name is None or name.startswith("phantom_mega") for name in imported)
-
-
-@pytest.mark.parametrize("module", MODULES.values())
-def test_a_reader_finds_every_line_of_the_sources_but_imports_in_its_section(module):
-    parts = bundle(module, "A test.").split("# --- phantom_mega/")[1:]
-    assert Path(*module.split(".")).name == Path(parts[-1].split(" ")[0]).stem
-    for part in parts:
-        path, _, body = part.partition(" -")
-        lines = iter(body.splitlines())
-        for line in (SOURCE_ROOT / "phantom_mega" / path).read_text().splitlines():
-            if line.strip() and not line.startswith(("from phantom_mega", "from __future__", "    from phantom_mega")):
-                if line.startswith("if TYPE_CHECKING"):
-                    continue
-                assert line in lines, f"{path}: {line}"  # in this order: the iterator is used up to the line
-
-
-def test_the_bundled_transformer_computes_the_same_bits_in_a_process_without_the_project(libraries, tmp_path):
-    for name, module in MODULES.items():
-        (tmp_path / f"{name}.py").write_text(bundle(module, "A test."))
-    torch.manual_seed(0)
-    model = PhantomTransformer3DModel(**SIZES, window_frames=3).eval()
-    with torch.no_grad():
-        for param in model.parameters():
-            param.add_(torch.randn_like(param) * 0.1)
-    shapes = [SampleShape(5, 2, 3, 2, 4, 3), SampleShape(1, 2, 2, 0, 3, 3)]
-    sizes = (sum(s.visual_tokens for s in shapes), 64), (7, 384), (6, 64)
-    visual, text, clip = (torch.randn(size) for size in sizes)
-    save_file(model.state_dict() | {"in.visual": visual, "in.text": text, "in.clip": clip}, tmp_path / "state")
-    with torch.no_grad():
-        wanted = model(visual, torch.tensor([0.2, 0.9]), text, clip, model.layout(shapes)).sample
-    code = f"""
-sys.path.append({str(tmp_path)!r})
-import importlib, importlib.util, torch
-assert importlib.util.find_spec("phantom_mega") is None
-from safetensors.torch import load_file, save_file
-for name in {list(MODULES)!r}:
-    importlib.import_module(name)
-from transformer_phantom import PhantomTransformer3DModel, SampleShape
-state = load_file("state")
-given = [state.pop("in." + name) for name in ("visual", "text", "clip")]
-model = PhantomTransformer3DModel(**{SIZES!r}, window_frames=3).eval()
-model.load_state_dict(state, strict=True)
-layout = model.layout([SampleShape(5, 2, 3, 2, 4, 3), SampleShape(1, 2, 2, 0, 3, 3)])
-with torch.no_grad():
-    out = model(given[0], torch.tensor([0.2, 0.9]), given[1], given[2], layout).sample
-save_file({{"out": out}}, "out")
+MODULES = [*CODE.values(), "phantom_mega.conditioning.linear_vae", "phantom_mega.hf.vision_tower"]
+_CLEAN = """
+import importlib.abc, importlib.util, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("phantom_mega", "megatron"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+spec = importlib.util.spec_from_file_location("bundled", sys.argv[1])
+bundled = importlib.util.module_from_spec(spec)
+sys.modules["bundled"] = bundled
+spec.loader.exec_module(bundled)
 """
-    run_alone(libraries, code, tmp_path)
-    assert torch.equal(load_file(tmp_path / "out")["out"], wanted) and wanted.abs().max() > 0.01
 
 
-def flatten(folder, **files):
-    """The bundle of `phantom_mega.main` among files given by module name."""
-    package = folder / "phantom_mega"
-    package.mkdir()
-    for name, text in files.items():
-        (package / f"{name}.py").write_text(text)
-    return bundle("phantom_mega.main", "A test.", root=folder)
+def in_a_clean_process(text, folder, code="", *arguments):
+    """Import a bundle where this project cannot be imported, then run code that knows it as `bundled`."""
+    (folder / "code.py").write_text(text)
+    command = [sys.executable, "-I", "-c", _CLEAN + textwrap.dedent(code), folder / "code.py", *arguments]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def test_modules_stand_once_and_before_what_uses_them(tmp_path):
-    text = flatten(
+@pytest.mark.parametrize("module", MODULES)
+def test_a_bundle_imports_without_this_project(module, tmp_path):
+    text = bundle(module)
+    assert "import phantom_mega" not in text and "from phantom_mega" not in text
+    in_a_clean_process(text, tmp_path)
+
+
+def test_the_bundled_model_computes_the_same_bits(tmp_path):
+    model = small_model()
+    torch.save({"state": model.state_dict(), "features": features(SHAPES)}, tmp_path / "given.pt")
+    code = """
+        import dataclasses, torch
+        given = torch.load(sys.argv[2], weights_only=True)
+        model = bundled.PhantomTransformer3DModel(**eval(sys.argv[3])).double()
+        model.load_state_dict(given["state"], strict=True)
+        shapes = [bundled.SampleShape(*numbers) for numbers in eval(sys.argv[4])]
+        parts = [torch.cat(part) for part in zip(*given["features"])]
+        torch.save(model(*parts, model.layout(shapes)).sample.detach(), sys.argv[5])
+    """
+    arguments = {key: value for key, value in dict(model.config).items() if not key.startswith("_")}
+    shapes = [[s.frames, s.height, s.width, s.references, s.text_tokens, s.clip_tokens] for s in SHAPES]
+    text = bundle(CODE["transformer/transformer_phantom.py"])
+    in_a_clean_process(text, tmp_path, code, tmp_path / "given.pt", arguments, shapes, tmp_path / "out.pt")
+    expected = run(model, SHAPES, features(SHAPES))
+    assert torch.equal(torch.load(tmp_path / "out.pt"), expected)
+
+
+def test_a_reader_recognises_the_sources():
+    text = bundle("phantom_mega.hf.transformer_phantom")
+    heads = [line.split()[2] for line in text.splitlines() if line.startswith("# --- ")]
+    assert heads[-1] == "hf/transformer_phantom.py" and heads.index("windows.py") < heads.index("attention.py")
+    source = (REPOSITORY / "phantom_mega/windows.py").read_text()
+    body = source[source.index("@dataclass") :].strip()
+    assert body in text
+    assert text.count("from __future__") == 1 and text.startswith('"""The Phantom MMDiT in plain PyTorch')
+
+
+def write_package(folder, **modules):
+    """A package `toy` of modules; `__` in a name stands for a folder."""
+    root = folder / "toy"
+    for name, text in modules.items():
+        path = root / (name.replace("__", "/") + ".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+    return root
+
+
+def test_each_module_comes_once_after_what_it_needs_and_blocks_for_type_checkers_go(tmp_path):
+    root = write_package(
         tmp_path,
-        a='"""A."""\n\nfrom __future__ import annotations\n\nimport math\n\nTAU = 2 * math.pi\n',
-        b="import math\nfrom phantom_mega.a import TAU\n\nHALF = TAU / 2 + math.pi\n",
-        main="from typing import TYPE_CHECKING\n\nfrom phantom_mega.a import (\n    TAU,\n)\n"
-        "from phantom_mega.b import HALF\n\nif TYPE_CHECKING:\n    from phantom_mega.c import C\n\n"
-        "RESULT = TAU + HALF  # kept\n",
+        a='"""A."""\nfrom toy.b import two\nfrom toy.sub.c import one\ndef three() -> "int": return one() + two()\n',
+        b='"""B."""\nfrom __future__ import annotations\nfrom toy.sub.c import one\ndef two(): return one() + one()\n',
+        sub__c="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from toy.d import never\none = lambda: 1\n",
     )
-    names = {}
-    exec(compile(text, "bundle", "exec"), names)
-    assert names["RESULT"] == pytest.approx(4 * 3.14159265)
-    order = [line.split()[2] for line in text.splitlines() if line.startswith("# --- ")]
-    assert order == [f"phantom_mega/{name}.py" for name in ("a", "b", "main")]
-    assert text.count("from __future__") == 1 and "# kept" in text and "phantom_mega.c" not in text
+    text = bundle("toy.a", "toy", root)
+    assert text.count("one = lambda") == 1 and "never" not in text and "# B." in text
+    namespace = {}
+    exec(text, namespace)
+    assert namespace["three"]() == 3
 
 
-@pytest.mark.parametrize(
-    "main, message",
-    [
-        ("from phantom_mega.a import X\n\nY = 1\n\n\ndef g():\n    pass\n", r"main.py, line 6: 'g' .*a.py, line 6"),
-        ("from phantom_mega.a import X\n\nfor Z in ():\n    pass\n", r"line 3: 'Z' means something else in .*line 3"),
-        ("from json import sqrt\n\nfrom phantom_mega.a import X\n", "'sqrt' means something else in"),
-        ("import numpy as math\n\nfrom phantom_mega.a import X\n", "'math' means something else in"),
-        ("from phantom_mega.a import X as Q\n", "line 1: `X as Q` cannot be flattened; rename one X"),
-        ("import phantom_mega.a\n", "`import phantom_mega.a` cannot .*; use `from phantom_mega.a import NAME`"),
-        ("import phantom_mega.a as a\n", "`import phantom_mega.a` cannot be flattened"),
-        ("def f():\n    from phantom_mega.a import X\n", "line 2: an import of phantom_mega.a below the top level"),
-        ("if True:\n    from phantom_mega.a import X\n", "line 2: an import of phantom_mega.a below the top level"),
-        ("from phantom_mega import a\n", "there is no module phantom_mega in"),
-        ("from phantom_mega.a import nothing\n", "phantom_mega.a defines no 'nothing'; import names, not modules"),
-        ("from . import a\n", "line 1: a relative import cannot be flattened"),
-        ("from math import *\n", r"`import \*` cannot be flattened"),
-        ("from phantom_mega.a import X\n\ndef open():\n    pass\n", "'open' would hide Python's own"),
-        ("from phantom_mega.main import X\n", "phantom_mega.main imports itself"),
-        ("from phantom_mega.loop import X\n", "phantom_mega.main imports itself by way of phantom_mega.loop"),
-        ("from phantom_mega.a import X; Y = 2\n", "line 1: another statement on this line"),
-    ],
-)  # fmt: skip
-def test_what_flattening_would_change_is_refused_by_line(tmp_path, main, message):
-    a = "import math\nfrom math import sqrt\nX = Z = 1\n\n\ndef g():\n    return math.pi\n"
+@pytest.mark.parametrize(("modules", "message"), [
+    ({"a": "from toy.b import x\ny = 1", "b": "x = 1\ny = 2"}, r"y is defined in toy.b .* and defined in toy.a"),
+    ({"a": "from toy.b import x\nimport os.path as p", "b": "x = 1\nimport json as p"}, "p is imported from json"),
+    ({"a": "from toy.b import x\nimport json", "b": "x = json = 1"}, "json is defined in toy.b .* imported from json"),
+    ({"a": "from toy.b import x as z", "b": "x = 1"}, "toy.a, line 1: `x` must be imported by its own name"),
+    ({"a": "from toy.b import *", "b": "x = 1"}, r"`\*` must be imported by its own name"),
+    ({"a": "import toy.b", "b": "x = 1"}, "toy.a, line 1: write `from toy.module import name`"),
+    ({"a": "from . import b", "b": "x = 1"}, "toy.a, line 1: write `from toy.module import name`"),
+    ({"a": "from toy.sub import b", "sub__b": "x = 1", "sub____init__": ""}, "`b` is a module; import the names in it"),
+    ({"a": "def f():\n    from toy.b import x", "b": "x = 1"}, "toy.a, line 2: an import of toy inside of a function"),
+    ({"a": "from toy.b import x", "b": "from toy.a import y\nx = 1"}, "imports itself in a circle"),
+    ({"a": "from toy.gone import x"}, "there is no module toy.gone"),
+])  # fmt: skip
+def test_what_one_namespace_would_change_is_refused(tmp_path, modules, message):
     with pytest.raises(UserError, match=message):
-        flatten(tmp_path, a=a, main=main, loop="from phantom_mega.main import X\n")
+        bundle("toy.a", "toy", write_package(tmp_path, **modules))
