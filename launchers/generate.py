@@ -21,7 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from phantom_mega.errors import UserError
+from phantom_mega.errors import SetupError, UserError
+from phantom_mega.generation.rephrase import add_arguments, from_arguments
 
 OFFLOAD = ("none", "model", "sequential")
 
@@ -65,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--ranks-per-video", type=int, default=1, help="processes that share one video (by attention heads)")
     add("--overwrite", action="store_true", help="replace videos that were made with other settings")
     add("--skip-hashes", action="store_true", help="do not compare a checkpoint's files with their digests")
+    add_arguments(parser)
     return parser
 
 
@@ -90,8 +92,43 @@ def collect_cases(args: argparse.Namespace) -> tuple[list, Path]:
     return [Case(args.output.stem, args.prompt, images)], args.output.parent
 
 
+def make_rephrase(args: argparse.Namespace, placement, group):
+    """From a case to its prompt for the model; None for `--rephrase none`.
+
+    Ranks that share a video get the prompt of the one that leads: asked twice, a model may answer otherwise.
+    """
+    if args.rephrase == "none":
+        from_arguments(args)
+        return None
+    from PIL import Image
+
+    from phantom_mega.images import open_reference
+
+    rephraser = from_arguments(args, placement.device(args.device)) if placement.leads else None
+
+    def rephrase(case):
+        # An unreadable image is the pipeline's to tell, on every rank alike.
+        images = [Image.fromarray(open_reference(path, i + 1)) for i, path in enumerate(case.images)]
+        found = [None]
+        if placement.leads:
+            try:
+                found = [rephraser.rephrase(case.prompt, images, case.labels)]
+            except SetupError as error:
+                found = [str(error)]
+        if group is not None:
+            import torch.distributed as dist
+
+            first = placement.group * placement.ranks_per_video
+            dist.broadcast_object_list(found, src=first, group=group)
+        if isinstance(found[0], str):
+            raise SetupError(found[0])
+        return found[0]
+
+    return rephrase
+
+
 def prepare(args: argparse.Namespace, placement) -> tuple:
-    """(pipeline on its device, settings that name its weights).
+    """(pipeline on its device, settings that name its weights, group of ranks that share a video or None).
 
     Raises:
         UserError: the checkpoint or the device cannot be used.
@@ -114,10 +151,11 @@ def prepare(args: argparse.Namespace, placement) -> tuple:
     pipe.load_missing()
     if args.vae_tiling:
         pipe.enable_vae_tiling()
-    if placement.ranks_per_video > 1:
-        pipe.transformer.enable_head_parallel(placement.open_group(device))
+    group = placement.open_group(device) if placement.ranks_per_video > 1 else None
+    if group is not None:
+        pipe.transformer.enable_head_parallel(group)
     pipe.set_progress_bar_config(disable=not (placement.leads and sys.stderr.isatty()), leave=False)
-    return pipe, origin | {"dtype": name}
+    return pipe, origin | {"dtype": name}, group
 
 
 def main() -> int:
@@ -130,7 +168,7 @@ def main() -> int:
     from phantom_mega.generation.run import Job, draw_sheet, generate_cases
 
     placement = Placement.from_environment(args.ranks_per_video)
-    pipe, origin = prepare(args, placement)
+    pipe, origin, group = prepare(args, placement)
     sampling = {
         "negative_prompt": args.negative_prompt,
         "num_inference_steps": args.sample_steps,
@@ -140,6 +178,8 @@ def main() -> int:
     }
     job = Job(
         output, height, width, args.frame_num, sampling, args.seed, args.fps or pipe.config.frame_rate, origin,
+        rephrase=make_rephrase(args, placement, group),
+        rephraser={"backend": args.rephrase, "model": args.rephrase_model},
         overwrite=args.overwrite, leads=placement.leads,
         report=lambda line: print(line, flush=True) if placement.leads else None,
     )  # fmt: skip

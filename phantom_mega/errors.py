@@ -8,6 +8,10 @@ class UserError(ValueError):
     """Bad input: the message says what was wrong, where, and the nearest right value."""
 
 
+class SetupError(UserError):
+    """A mistake that every further item would meet too: a wrong key, a server that is not there."""
+
+
 class BadSampleError(UserError):
     """One sample of a data set cannot be read.
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 import traceback
@@ -17,9 +18,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from phantom_mega.errors import UserError
+from phantom_mega.errors import SetupError, UserError
 from phantom_mega.files import whole_file
 from phantom_mega.generation.cases import Case, settings_of
+from phantom_mega.generation.rephrase import Rephrased
 from phantom_mega.generation.video import video_card, write_mp4
 from phantom_mega.hf.pipeline_phantom import PhantomPipeline
 from phantom_mega.pictures import sheet
@@ -38,7 +40,8 @@ class Job:
         seed: of cases that have none.
         fps: of the files.
         origin: names the weights (folder, iteration...), kept in every `<id>.json`.
-        rephrase: from a case to its prompt for the model.
+        rephrase: from a case to its prompt for the model; None leaves prompts as they are.
+        rephraser: names who rephrases, kept in every `<id>.json`.
         overwrite: make videos anew that were made with other settings.
         leads: whether this rank writes.
         report: prints a line.
@@ -52,7 +55,8 @@ class Job:
     seed: int = 0
     fps: float = 24.0
     origin: dict = field(default_factory=dict)
-    rephrase: Callable[[Case], str] | None = None
+    rephrase: Callable[[Case], Rephrased] | None = None
+    rephraser: dict = field(default_factory=dict)
     overwrite: bool = False
     leads: bool = True
     report: Callable[[str], None] = print
@@ -60,7 +64,7 @@ class Job:
     def common(self) -> dict:
         """Settings that decide how a video looks."""
         size = {"size": [self.width, self.height], "num_frames": self.num_frames, "fps": self.fps}
-        return {**self.origin, **size, **self.sampling, "run_seed": self.seed, "rephrased": self.rephrase is not None}
+        return {**self.origin, **size, **self.sampling, "run_seed": self.seed, "rephraser": self.rephraser}
 
     def todo(self, cases: Sequence[Case]) -> list[Case]:
         """Cases without a finished video of these settings.
@@ -105,7 +109,7 @@ def generate_cases(pipe: PhantomPipeline, cases: Sequence[Case], job: Job, stric
         strict: raise what is no mistake of a case's input, instead of recording it (other ranks would wait for ever).
 
     Raises:
-        UserError: the output cannot be written to.
+        SetupError: a mistake that all cases would meet.
     """
     job.output.mkdir(parents=True, exist_ok=True)
     failed = []
@@ -113,6 +117,8 @@ def generate_cases(pipe: PhantomPipeline, cases: Sequence[Case], job: Job, stric
         started = time.monotonic()
         try:
             generate_case(pipe, case, job)
+        except SetupError:
+            raise  # every other case would fail alike
         except Exception as error:
             if strict and not isinstance(error, UserError):
                 raise
@@ -129,20 +135,24 @@ def generate_case(pipe: PhantomPipeline, case: Case, job: Job) -> None:
     """Generate and write one case."""
     started = time.monotonic()
     seed = job.seed if case.seed is None else case.seed
-    prompt = job.rephrase(case) if job.rephrase else case.prompt
+    rephrased = job.rephrase(case) if job.rephrase else Rephrased(case.prompt)
+    if rephrased.warning:
+        job.report(f"{case.id}: {rephrased.warning}")
     frames = pipe(
-        prompt, list(case.images), height=job.height, width=job.width, num_frames=job.num_frames,
+        rephrased.prompt, list(case.images), height=job.height, width=job.width, num_frames=job.num_frames,
         generator=torch.Generator("cpu").manual_seed(seed), output_type="np" if job.leads else "latent", **job.sampling,
     ).frames[0]  # fmt: skip
     if not job.leads:
         return
     frames = (frames * 255).round().astype(np.uint8)
     about = f"{job.width}x{job.height}   {job.num_frames} frames at {job.fps:.4g}/s   seed {seed}"
-    card = video_card(case.id, about, prompt, case.images, frames, case.labels)
+    card = video_card(case.id, about, rephrased.prompt, case.images, frames, case.labels)
     with whole_file(job.output / f"{case.id}.png") as path:
         card.save(path, format="PNG")
     write_mp4(frames, job.output / f"{case.id}.mp4", job.fps)
-    made = {"settings": settings_of(case, job.common()), "prompt": prompt, "seed": seed}
+    made = {"settings": settings_of(case, job.common()), "prompt": rephrased.prompt, "seed": seed}
+    if job.rephrase:
+        made["rephrased"] = dataclasses.asdict(rephrased)
     made["seconds"] = round(time.monotonic() - started, 2)
     with whole_file(job.output / f"{case.id}.json") as path:
         path.write_text(json.dumps(made, indent=1))

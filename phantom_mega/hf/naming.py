@@ -11,7 +11,6 @@ import torch
 
 # Core name -> plain name, applied to a parameter's dotted name in this order.
 _RENAMES = (
-    (".modulation.offset", ".modulation_offset"),
     (".q_layernorm.", ".norm_q."),
     (".k_layernorm.", ".norm_k."),
     (".linear_proj.", ".to_out."),

@@ -81,6 +81,8 @@ class PhantomPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->image_encoder->transformer->vae"
     _optional_components = OPTIONAL
+    # open_clip reads its towers' own parameters beside their `forward`, which layer-wise offloading waits for.
+    _exclude_from_cpu_offload = ["image_encoder"]  # noqa: RUF012 (diffusers reads a list)
     _callback_tensor_inputs = ("latents",)
 
     def __init__(

@@ -67,6 +67,22 @@ class MLP(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
+class Modulation(nn.Module):
+    """Learned per-layer offset of the shared timestep modulation ("ada single").
+
+    A module of its own, as every parameter here belongs to a module that is called: offloading waits for that call.
+    """
+
+    def __init__(self, rows: int, dim: int):
+        super().__init__()
+        self.offset = nn.Parameter(torch.zeros(rows, dim))
+
+    def forward(self, base: torch.Tensor, sample: torch.Tensor) -> list[torch.Tensor]:
+        """base [B, 6, C], sample [tokens] -> per token: shift, scale, gate of attention, then of the MLP."""
+        rows = base[:, : len(self.offset)] + self.offset
+        return [row.index_select(0, sample) for row in rows.unbind(1)]
+
+
 class StreamBlock(nn.Module):
     """One stream's half of a block: its projections, norms, modulation offset and MLP.
 
@@ -76,17 +92,12 @@ class StreamBlock(nn.Module):
     def __init__(self, dim: int, heads: int, ffn_dim: int, eps: float, qkv_only: bool = False):
         super().__init__()
         self.heads, self.eps, self.qkv_only = heads, eps, qkv_only
-        self.modulation_offset = nn.Parameter(torch.zeros(2 if qkv_only else 6, dim))
+        self.modulation = Modulation(2 if qkv_only else 6, dim)
         self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
         self.norm_q, self.norm_k = RMSNorm(dim // heads, eps), RMSNorm(dim // heads, eps)
         if not qkv_only:
             self.to_out = nn.Linear(dim, dim)
             self.mlp = MLP(dim, ffn_dim, dim)
-
-    def modulation(self, base: torch.Tensor, sample: torch.Tensor) -> list[torch.Tensor]:
-        """Per token: shift, scale, gate of attention and of the MLP; base [B, 6, C] + offset, at sample [tokens]."""
-        rows = base[:, : len(self.modulation_offset)] + self.modulation_offset
-        return [row.index_select(0, sample) for row in rows.unbind(1)]
 
     def qkv(self, x: torch.Tensor, modulation: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """x [tokens, C] -> q, k, v, each [tokens, N, D], q and k normalized per head."""

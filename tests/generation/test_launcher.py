@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from phantom_mega.errors import UserError
+from tests.generation.rephrase.test_endpoint import ok, serve  # noqa: F401 (a fixture)
 from tests.generation.test_video import read
 from tests.training.conftest import REPOSITORY, environment
 
@@ -94,6 +95,18 @@ def test_mistakes_are_told_before_anything_is_generated(launcher, run, tmp_path,
     with pytest.raises(UserError, match=message):
         launcher.main()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_prompts_are_rephrased_by_an_endpoint_before_generating(run, images, tmp_path, serve):  # noqa: F811
+    new = "A tall red box with a round lid turns."
+    described = {"subject": 1, "appearance": "a tall red box with a round lid"}
+    server, _, _ = serve(ok(json.dumps({"references": [described], "prompt": new})))
+    words = ["--checkpoint", run, *SMALL, "--ref-image", images / "a.png", "--prompt", "A box turns."]
+    words += ["--rephrase", "openai", "--rephrase-model", "vlm"]
+    address = f"http://127.0.0.1:{server.server_port}/v1"
+    start(*words, "--rephrase-endpoint", address, "--output", tmp_path / "v.mp4")
+    made = json.loads((tmp_path / "v.json").read_text())
+    assert made["prompt"] == new and made["settings"]["prompt"] == "A box turns." and len(server.seen) == 1
 
 
 @pytest.mark.parametrize("text", ["832*480", "832x480", " 832 X 480 "])

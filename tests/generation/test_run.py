@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from phantom_mega.errors import UserError
+from phantom_mega.errors import SetupError, UserError
 from phantom_mega.generation.cases import Case
+from phantom_mega.generation.rephrase import Rephrased
 from phantom_mega.generation.run import Job, draw_sheet, generate_cases
 from tests.hf.conftest import components  # noqa: F401 (a fixture)
 
@@ -81,10 +82,11 @@ def test_the_seed_decides_the_noise_and_the_prompt_can_be_rephrased(pipe, images
         return call(self, prompt, references, **given)
 
     monkeypatch.setattr(type(pipe), "__call__", spy)
-    job, _ = make_job(tmp_path, seed=3, rephrase=lambda case: case.prompt + ", described")
+    job, _ = make_job(tmp_path, seed=3, rephrase=lambda case: Rephrased(case.prompt + ", described", ("x",), 1))
     generate_cases(pipe, [cases_of(images)[0], cases_of(images)[2]], job)
     assert seen == [("a red thing, described", 3), ("a hill, described", 5)]
-    assert json.loads((tmp_path / "one.json").read_text())["prompt"] == "a red thing, described"
+    made = json.loads((tmp_path / "one.json").read_text())
+    assert made["prompt"] == "a red thing, described" and made["rephrased"]["appearances"] == ["x"]
 
 
 def test_an_unexpected_error_is_recorded_with_its_traceback_unless_others_wait(pipe, images, tmp_path, monkeypatch):
@@ -113,3 +115,19 @@ def test_frames_are_rounded_not_cut(pipe, images, tmp_path, monkeypatch):
     monkeypatch.setattr("phantom_mega.generation.run.write_mp4", lambda frames, *rest: seen.append(frames))
     generate_cases(pipe, cases_of(images)[:1], make_job(tmp_path)[0])
     assert (seen[0] == 255).all() and seen[0].dtype == np.uint8
+
+
+def test_a_mistake_that_every_case_would_meet_stops_the_run(pipe, images, tmp_path):
+    def refuse(case):
+        raise SetupError("wrong key")
+
+    job, _ = make_job(tmp_path, rephrase=refuse)
+    with pytest.raises(SetupError, match="wrong key"):
+        generate_cases(pipe, cases_of(images), job)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prompt_that_could_not_be_rephrased_is_told(pipe, images, tmp_path):
+    job, lines = make_job(tmp_path, rephrase=lambda case: Rephrased(case.prompt, warning="the prompt was kept: busy"))
+    generate_cases(pipe, cases_of(images)[:1], job)
+    assert lines[0] == "one: the prompt was kept: busy"

@@ -4,6 +4,7 @@ import itertools
 import logging
 from dataclasses import asdict
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -264,3 +265,15 @@ def test_a_scheduler_with_a_fixed_shift_works_too(components, subjects):
     pipe = PhantomPipeline(**components | {"scheduler": fixed})
     pipe.set_progress_bar_config(disable=True)
     assert generate(pipe, subjects[:1]).isfinite().all()
+
+
+def test_every_weight_belongs_to_a_module_that_is_called_so_that_layers_can_be_offloaded(pipe, components, subjects):
+    """`enable_sequential_cpu_offload` needs a GPU; its hooks do not."""
+    expected = generate(pipe, subjects[:2])
+    model = type(components["transformer"]).from_config(components["transformer"].config).eval()
+    model.load_state_dict(components["transformer"].state_dict())
+    accelerate.cpu_offload(model, torch.device("cpu"), offload_buffers=True)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    parted = PhantomPipeline(**components | {"transformer": model})
+    parted.set_progress_bar_config(disable=True)
+    assert torch.equal(generate(parted, subjects[:2]), expected)

@@ -101,8 +101,8 @@ def loss_and_gradients(model: PhantomTransformer3DModel, step: int) -> float:
 def compute() -> dict:
     """Loss, every gradient, and weights after `STEPS` clipped AdamW steps."""
     model = plain_model()
-    decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and not n.endswith("modulation_offset")]
-    others = [p for n, p in model.named_parameters() if p.ndim == 1 or n.endswith("modulation_offset")]
+    decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and not n.endswith("modulation.offset")]
+    others = [p for n, p in model.named_parameters() if p.ndim == 1 or n.endswith("modulation.offset")]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": OPTIMIZER.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=OPTIMIZER.lr,

@@ -1,0 +1,57 @@
+"""The rephraser: a prompt that tells the subjects apart by what the reference images show (paper 3.3, supplement 3)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from phantom_mega.errors import UserError
+from phantom_mega.generation.rephrase.base import Keep, Rephrased, Rephraser
+
+__all__ = ["Rephrased", "Rephraser", "add_arguments", "from_arguments"]
+BACKENDS = ("none", "openai", "transformers")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a command that can rephrase."""
+    group = parser.add_argument_group("rephraser (docs/rephraser.md)")
+    group.add_argument(
+        "--rephrase", choices=BACKENDS, default="none", help="who writes the prompt again; default: none"
+    )
+    group.add_argument("--rephrase-endpoint", metavar="URL", help="of openai, as http://localhost:8000/v1")
+    group.add_argument("--rephrase-model", metavar="NAME", help="name at the endpoint, or a model of transformers")
+    group.add_argument(
+        "--rephrase-key-env", metavar="VARIABLE", default="OPENAI_API_KEY",
+        help="environment variable that holds the key; default: OPENAI_API_KEY",
+    )  # fmt: skip
+    group.add_argument("--rephrase-timeout", type=float, default=120.0, help="seconds for an answer; default: 120")
+
+
+def from_arguments(args: argparse.Namespace, device="cpu", dtype=None) -> Rephraser:
+    """The rephraser that the command line names.
+
+    Args:
+        args: parsed options of `add_arguments`.
+        device, dtype: of a model in this process.
+
+    Raises:
+        UserError: something is missing or of no use.
+    """
+    if args.rephrase == "none":
+        if args.rephrase_endpoint or args.rephrase_model:
+            raise UserError("--rephrase-endpoint and --rephrase-model need --rephrase openai or transformers")
+        return Keep()
+    if not args.rephrase_model:
+        raise UserError(f"--rephrase {args.rephrase} needs --rephrase-model")
+    if args.rephrase == "openai":
+        if not (args.rephrase_endpoint or "").startswith(("http://", "https://")):
+            raise UserError("--rephrase openai needs --rephrase-endpoint, as http://localhost:8000/v1")
+        from phantom_mega.generation.rephrase.endpoint import EndpointRephraser
+
+        name = args.rephrase_key_env
+        key = os.environ.get(name)
+        told = f"the key in ${name}" if key else f"requests without a key (${name} is not set)"
+        return EndpointRephraser(args.rephrase_endpoint, args.rephrase_model, key, told, timeout=args.rephrase_timeout)
+    from phantom_mega.generation.rephrase.local import LocalRephraser
+
+    return LocalRephraser(args.rephrase_model, device, **({} if dtype is None else {"dtype": dtype}))
