@@ -12,9 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import psutil
 import torch
 
+from phantom_mega import memory
 from phantom_mega.checkpoint.reader import CheckpointReader
 from phantom_mega.config_io import load_run_config
 from phantom_mega.errors import UserError
@@ -72,25 +72,9 @@ def memory_needed(nbytes_float32: int, export: Path) -> int:
     return BASE_MEMORY + 2 * nbytes_float32 + 2 * encoders
 
 
-def memory_free() -> int:
-    """Bytes that a process can still take: of the machine, and of the cgroup that a Slurm job or a container has."""
-    free = psutil.virtual_memory().available
-    try:
-        inside = Path("/proc/self/cgroup").read_text().split("::", 1)[1].split()[0].lstrip("/")
-        group = Path("/sys/fs/cgroup", inside)
-        while (group / "memory.max").is_file():
-            limit = (group / "memory.max").read_text().strip()
-            if limit != "max":
-                free = min(free, int(limit) - int((group / "memory.current").read_text()))
-            group = group.parent
-    except (OSError, IndexError, ValueError):
-        pass  # no cgroups of version 2: what the machine has is all that is known
-    return free
-
-
 def fits(nbytes_float32: int, export: Path) -> bool:
     """Whether there is memory for the check of an export."""
-    return memory_needed(nbytes_float32, export) < memory_free()
+    return memory_needed(nbytes_float32, export) < memory.available()
 
 
 def make_inputs(config) -> dict:

@@ -2,7 +2,6 @@
 
 import shutil
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -78,4 +77,3 @@ def test_the_check_is_left_out_where_memory_would_not_do(release, tmp_path):
     encoder = (release[0] / "text_encoder/model.safetensors").stat().st_size
     more = verify.memory_needed(0, release[0]) - verify.memory_needed(0, tmp_path)
     assert 2 * encoder < more < 3 * encoder, "a language model beside it is loaded as well"
-    assert 0 < verify.memory_free() <= psutil.virtual_memory().total
