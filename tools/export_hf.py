@@ -74,8 +74,8 @@ def prove(args: argparse.Namespace, folder: Path, checkpoint: Path, weights: str
     if args.skip_verify:
         return "not checked (--skip-verify)"
     nbytes = weights_nbytes(checkpoint, torch.float32)
-    if not verify.fits(nbytes):
-        needed = verify.memory_needed(nbytes) / 2**30
+    if not verify.fits(nbytes, folder):
+        needed = verify.memory_needed(nbytes, folder) / 2**30
         return f"not checked: the check takes about {needed:.0f} GiB of memory, which is not free here"
     print("checking: opening the export without this project, running the megatron model", file=sys.stderr)
     difference = verify.verify(folder, checkpoint, weights, DTYPES[args.dtype])

@@ -8,6 +8,7 @@ the hub only `pipeline.py` and one file for each component (diffusers/utils/dyna
 from __future__ import annotations
 
 import ast
+import builtins
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def _read(name: str, package: str, root: Path) -> _Module:
     if docstring:
         cut.append(tree.body[0])
     defines = frozenset(bound for node in tree.body for bound in _bound(node))
-    return _Module(name, _without(source, cut), docstring, tuple(needs), defines, imports)
+    return _Module(name, _without(source, cut, name), docstring, tuple(needs), defines, imports)
 
 
 def _is_type_checking(node: ast.AST) -> bool:
@@ -156,9 +157,14 @@ def _bound(node: ast.stmt) -> Iterator[str]:
                 yield inner.id
 
 
-def _without(source: str, nodes: list[ast.stmt]) -> str:
+def _without(source: str, nodes: list[ast.stmt], name: str) -> str:
     lines = source.split("\n")
     for node in nodes:
+        beside = lines[node.lineno - 1][: node.col_offset] + lines[node.end_lineno - 1][node.end_col_offset :]
+        if beside.split("#")[0].strip():
+            raise UserError(
+                f"{name}, line {node.lineno}: {beside.strip()!r} would be lost with its neighbour; give it a line"
+            )
         lines[node.lineno - 1 : node.end_lineno] = [None] * (node.end_lineno - node.lineno + 1)
     return "\n".join(line for line in lines if line is not None)
 
@@ -170,6 +176,8 @@ def _check_names(modules: list[_Module]) -> None:
         meanings = {name: f"defined in {module.name}" for name in module.defines}
         meanings |= {name: f"imported from {source}" for name, source in module.imports.items()}
         for name, meaning in meanings.items():
+            if name in vars(builtins) and not name.startswith("__"):
+                raise UserError(f"{name} is {meaning} and would hide Python's own in other modules; rename it")
             first, place = owner.setdefault(name, (meaning, module.name))
             if first != meaning:
                 raise UserError(f"{name} is {first} ({place}) and {meaning} ({module.name}); rename one of them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from phantom_mega.conditioning.sources import explain_missing, resolve_source
 from phantom_mega.conditioning.text import load_tokenizer
 from phantom_mega.conditioning.vae import load_vae
 from phantom_mega.conditioning.vision import load_vision_tower
-from phantom_mega.config import ConditioningConfig
+from phantom_mega.config import ConditioningConfig, ModelConfig
 from phantom_mega.errors import UserError
 from phantom_mega.release.bundle import bundle
 
@@ -28,6 +29,7 @@ FIELDS = {
     "image_encoder": ("vision_encoder", "vision_pretrained"),
 }
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_STEM = "model.safetensors"
 
 
 def write_components(conditioning: ConditioningConfig, target: Path, choice: str) -> dict:
@@ -65,6 +67,25 @@ def write_components(conditioning: ConditioningConfig, target: Path, choice: str
     return index
 
 
+def check_widths(target: Path, model: ModelConfig) -> None:
+    """Refuse encoders whose features are not as wide as those that the model was trained on.
+
+    Raises:
+        UserError: names both widths.
+    """
+    found = {}
+    if (target / "vae").is_dir():
+        found["latent_channels"] = json.loads((target / "vae/config.json").read_text()).get("latent_channels")
+    if (target / "text_encoder").is_dir():
+        config = AutoConfig.from_pretrained(target / "text_encoder", trust_remote_code=False)
+        found["text_dim"] = config.get_text_config().hidden_size
+    for field, width in found.items():
+        if width != getattr(model, field):
+            raise UserError(
+                f"model.{field} is {getattr(model, field)}, but the encoder gives {width}: it is not that of training"
+            )
+
+
 def is_local(name: str) -> bool:
     """Whether an encoder is shipped with this project or a package, or is a folder, rather than a name on the hub."""
     return name in ("linear", "tiny") or name.startswith("package:") or Path(name).is_dir()
@@ -90,9 +111,8 @@ def _write_text(conditioning: ConditioningConfig, target: Path) -> dict[str, lis
     source = _folder_of(conditioning.text_encoder)
     (target / "text_encoder").mkdir()
     # File by file: a language model may be larger than memory.
-    for pattern in ("config.json", *_WEIGHTS):
-        for path in sorted(source.glob(pattern)):
-            shutil.copyfile(path, target / "text_encoder" / path.name)
+    for name in ("config.json", *_weight_files(source)):
+        shutil.copyfile(source / name, target / "text_encoder" / name)
     name = AutoModel._model_mapping[type(AutoConfig.from_pretrained(source))].__name__
     return {"text_encoder": ["transformers", name], "tokenizer": ["transformers", type(tokenizer).__name__]}
 
@@ -101,7 +121,7 @@ def _folder_of(name: str) -> Path:
     """The folder of a text encoder, downloaded if it is on the hub.
 
     Raises:
-        UserError: it cannot be found, or has no safetensors.
+        UserError: it cannot be found.
     """
     folder = Path(resolve_source(name))
     if not folder.is_dir():
@@ -109,9 +129,27 @@ def _folder_of(name: str) -> Path:
             folder = Path(snapshot_download(name, allow_patterns=["*.json", *_WEIGHTS]))
         except Exception as error:  # the hub's client raises nearly anything
             raise explain_missing("the text encoder", name, error) from None
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{folder} has no *.safetensors; load the text encoder and save it again with save_pretrained")
     return folder
+
+
+def _weight_files(source: Path) -> list[str]:
+    """Files of weights that transformers reads in a folder; others may lie beside them, in formats of their own.
+
+    Raises:
+        UserError: there are none, or the index names one that is not there.
+    """
+    index = source / f"{_STEM}.index.json"
+    if not index.is_file():
+        names = [_STEM]
+    else:
+        try:
+            names = [index.name, *sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index} is damaged ({type(error).__name__}: {error})") from None
+    for name in names:
+        if Path(name).name != name or not (source / name).is_file():
+            raise UserError(f"{source} has no {name}; load the text encoder and save it again with save_pretrained")
+    return names
 
 
 def _write_vision(conditioning: ConditioningConfig, target: Path) -> dict[str, list]:

@@ -22,6 +22,7 @@ from pathlib import Path
 import diffusers
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from phantom_mega.checkpoint import folder, integrity, plain, safe
@@ -34,10 +35,11 @@ from phantom_mega.hf import PhantomTransformer3DModel
 from phantom_mega.hf.naming import hf_names, split_qkv
 from phantom_mega.release.bundle import bundle
 from phantom_mega.release.card import Origin, write_card
-from phantom_mega.release.components import write_components
+from phantom_mega.release.components import check_widths, write_components
 
 PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
 WEIGHTS_INDEX = "diffusion_pytorch_model.safetensors.index.json"
+PIPELINE_CLASS = ["pipeline", "PhantomPipeline"]
 CODE = {
     "pipeline.py": "phantom_mega.hf.pipeline_phantom",
     "transformer/transformer_phantom.py": "phantom_mega.hf.transformer_phantom",
@@ -105,13 +107,14 @@ def export(
         (target / place).write_text(bundle(module))
     make_scheduler().save_pretrained(target / "scheduler")
     index = {
-        "_class_name": ["pipeline", "PhantomPipeline"],
+        "_class_name": PIPELINE_CLASS,
         "_diffusers_version": diffusers.__version__,
         "transformer": ["transformer_phantom", "PhantomTransformer3DModel"],
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         **pipeline_settings(config),
         **write_components(config.conditioning, target, options.components),
     }
+    check_widths(target, config.model)
     (target / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     origin = Origin(checkpoint, config, weights, options.dtype, options.license, options.command)
     write_card(origin, target)
@@ -144,14 +147,17 @@ def write_transformer(
     """Write the model's configuration and its weights, shard by shard, in an order that no layout changes.
 
     Raises:
-        UserError: the checkpoint does not hold the model that its config.yaml describes.
+        UserError: the checkpoint does not hold the model that its config.yaml describes, or values that `options.dtype`
+            cannot hold.
     """
+    check_depth(reader, config)
     target.mkdir(parents=True)
     with torch.device("meta"):
         model = PhantomTransformer3DModel(**model_arguments(config))
     model.save_config(target)
     planned = _plan(reader, weights, options.dtype)
     check_names(reader, planned, model)
+    check_shapes(reader, planned, model, weights)
     split = split_state_dict_into_shards_factory(
         {name: planned[name] for name in sorted(planned)},
         get_storage_size=lambda one: one.nbytes,
@@ -163,7 +169,7 @@ def write_transformer(
     for name, members in split.filename_to_tensors.items():
         shard: dict[str, torch.Tensor] = {}
         for key, tensor in _read(reader, {member: planned[member] for member in members}, weights, heads):
-            shard[key] = tensor.to(options.dtype).contiguous()
+            shard[key] = _cast(tensor, options.dtype, key)
             progress(planned[key].nbytes)
         save_file({key: shard[key] for key in sorted(shard)}, target / name, metadata={"format": "pt"})
     if split.is_sharded:
@@ -196,6 +202,39 @@ def check_names(reader: CheckpointReader, planned: dict[str, _Planned], model: t
             )
 
 
+def check_depth(reader: CheckpointReader, config: RunConfig) -> None:
+    """Refuse a config of another depth before a model of that depth is built: it could be of any size."""
+    blocks = {key.split(".")[1] for key in plain.core_weights(reader) if key.startswith("blocks.")}
+    if len(blocks) != config.model.num_layers:
+        raise UserError(
+            f"{reader.folder} holds {len(blocks)} blocks, but its config.yaml says model.num_layers="
+            f"{config.model.num_layers}; it is of another run"
+        )
+
+
+def check_shapes(reader: CheckpointReader, planned: dict[str, _Planned], model: torch.nn.Module, weights: str) -> None:
+    """Refuse tensors of other shapes than those of the model, or that are not numbers of floating point."""
+    for name, wanted in model.state_dict().items():
+        core = planned[name].core
+        entry = reader.entry(plain.source_key(reader, core, weights))
+        shape = [len(hf_names(core)) * len(wanted), *wanted.shape[1:]]
+        if list(entry.shape) != shape or not entry.dtype.is_floating_point:
+            raise UserError(
+                f"{reader.folder}: {plain.source_key(reader, core, weights)} is {entry.dtype} {list(entry.shape)}, but "
+                f"the model in its config.yaml has floating {shape} there"
+            )
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    cast = tensor.to(dtype).contiguous()
+    bad = int((~cast.isfinite()).sum())
+    if bad:
+        overflow = tensor.isfinite().all()
+        why = f"{dtype} cannot hold them, use bfloat16" if overflow else "the training diverged"
+        raise UserError(f"{name}: {bad:,} of {cast.numel():,} values are not finite; {why}")
+    return cast
+
+
 def _read(
     reader: CheckpointReader, wanted: dict[str, _Planned], weights: str, heads: int
 ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -226,17 +265,28 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}") from None
     try:
-        temporary.chmod(0o755)
         yield temporary
+        _settle(temporary)
         old = target.with_name(f".{target.name}.writing-replaced")
         if target.exists():
             os.rename(target, old)
         os.rename(temporary, target)
+        folder.sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"{target} could not be written: {error.strerror or error}; nothing was changed") from None
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{target} could not be written: {reason}; nothing was changed") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _settle(temporary: Path) -> None:
+    """Bring a folder to disk, and let all read it who may: safetensors makes files that only their owner reads."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (*temporary.rglob("*"), temporary):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+        folder.sync(path)
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -244,5 +294,9 @@ def _check_target(target: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(f"{target} is there already; name another folder, or replace it with --overwrite")
-    if not (target / INDEX).is_file():
+    index = None
+    with contextlib.suppress(OSError, ValueError):
+        index = json.loads((target / INDEX).read_text())
+    # Another model of diffusers has this file too.
+    if not isinstance(index, dict) or index.get("_class_name") != PIPELINE_CLASS:
         raise UserError(f"{target} is not an export, so --overwrite does not replace it; name another folder")

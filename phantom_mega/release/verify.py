@@ -12,14 +12,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-import psutil
 import torch
 
+from phantom_mega import memory
 from phantom_mega.checkpoint.reader import CheckpointReader
 from phantom_mega.config_io import load_run_config
 from phantom_mega.errors import UserError
 
 TOLERANCE = 1e-4
+# What a process takes before any weight is loaded: torch, diffusers, megatron.
+BASE_MEMORY = 2 << 30
 # Two samples of one pack: several windows and references, and none.
 SHAPES = ((11, 2, 3, 2, 5, 3), (2, 3, 2, 0, 4, 3))
 # Run with -I and without this project: as somebody who has only the folder.
@@ -34,10 +36,22 @@ import torch
 from diffusers import DiffusionPipeline
 folder, inputs, out = sys.argv[1:]
 pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
-cls = type(pipe.transformer)
-del pipe.transformer
-model, found = cls.from_pretrained(folder, subfolder="transformer", dtype=torch.float32, output_loading_info=True)
-problems = {kind: keys for kind, keys in found.items() if keys}
+pipe.set_progress_bar_config(disable=True)
+if None not in (pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.image_encoder):
+    grey = torch.full((16, 16, 3), 128, dtype=torch.uint8).numpy()
+    least = dict(height=16, width=16, num_frames=1, num_inference_steps=1, output_type="pt")
+    frames = pipe("a test", [grey], generator=torch.Generator().manual_seed(0), **least).frames
+    assert tuple(frames.shape) == (1, 1, 3, 16, 16) and frames.isfinite().all(), "the pipeline makes no video"
+problems = {}
+for name in ("vae", "image_encoder", "text_encoder", "transformer"):
+    if getattr(pipe, name) is None:
+        continue
+    cls = type(getattr(pipe, name))
+    setattr(pipe, name, None)
+    model, found = cls.from_pretrained(folder, subfolder=name, dtype=torch.float32, output_loading_info=True)
+    if name == "text_encoder":  # its files may hold more than is read: a language model's head
+        found = {"missing_keys": [key for key in found["missing_keys"] if not key.startswith(("pooler.", "decoder."))]}
+    problems |= {f"{name} {kind}": sorted(map(str, keys)) for kind, keys in found.items() if keys}
 given = torch.load(inputs, weights_only=True)
 shape = sys.modules[cls.__module__].SampleShape
 layout = model.eval().layout([shape(*numbers) for numbers in given["shapes"]])
@@ -47,20 +61,29 @@ torch.save({"sample": sample, "problems": json.dumps(problems, default=list)}, o
 """
 
 
-def memory_needed(nbytes_float32: int) -> int:
-    """Bytes that the check takes at once: the model in float32, and as much again while it is read."""
-    return 2 * nbytes_float32 + (1 << 30)
+def memory_needed(nbytes_float32: int, export: Path) -> int:
+    """Bytes that the check takes at once: the model in float32 and as much again while it is read, all encoders too.
+
+    Args:
+        nbytes_float32: of the model.
+        export: its folder; encoders in bfloat16 are loaded in float32.
+    """
+    encoders = sum(path.stat().st_size for path in export.glob("*/*.safetensors") if path.parent.name != "transformer")
+    return BASE_MEMORY + 2 * nbytes_float32 + 2 * encoders
 
 
-def fits(nbytes_float32: int) -> bool:
-    """Whether this machine has the memory for the check."""
-    return memory_needed(nbytes_float32) < psutil.virtual_memory().available
+def fits(nbytes_float32: int, export: Path) -> bool:
+    """Whether there is memory for the check of an export."""
+    return memory_needed(nbytes_float32, export) < memory.available()
 
 
 def make_inputs(config) -> dict:
     """Seeded inputs of the model, as the plain and the megatron model take them."""
     generator, model = torch.Generator().manual_seed(0), config.model
-    shapes = [shape if shape[3] <= model.max_references else (*shape[:3], 0, *shape[4:]) for shape in SHAPES]
+    most = model.max_references
+    if model.window_frames and model.reference_injection == "displace":
+        most = min(most, model.window_frames - 1)  # a window keeps one frame of the video
+    shapes = [(*shape[:3], min(shape[3], most), *shape[4:]) for shape in SHAPES]
     visual = sum((frames + references) * height * width for frames, height, width, references, *_ in shapes)
     clip = sum(shape[3] * shape[5] for shape in shapes)
     randn = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731
@@ -100,7 +123,9 @@ def verify(export: Path, checkpoint: Path, weights: str, dtype: torch.dtype) -> 
     problems = json.loads(plain["problems"])
     if problems:
         raise UserError(f"the export does not load strictly: {problems}")
-    difference = ((plain["sample"] - core["sample"]).abs().max() / core["sample"].abs().max()).item()
+    scale = core["sample"].abs().max().item()
+    # A model that was never trained gives zeros.
+    difference = (plain["sample"] - core["sample"]).abs().max().item() / (scale or 1.0)
     if not difference < TOLERANCE:
         raise UserError(f"the export computes something else than the trained model: relative difference {difference}")
     return difference

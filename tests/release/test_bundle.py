@@ -110,6 +110,8 @@ def test_each_module_comes_once_after_what_it_needs_and_blocks_for_type_checkers
     ({"a": "def f():\n    from toy.b import x", "b": "x = 1"}, "toy.a, line 2: an import of toy inside of a function"),
     ({"a": "from toy.b import x", "b": "from toy.a import y\nx = 1"}, "imports itself in a circle"),
     ({"a": "from toy.gone import x"}, "there is no module toy.gone"),
+    ({"a": "from toy.b import x; y = 1", "b": "x = 1"}, "toy.a, line 1: '; y = 1' would be lost"),
+    ({"a": "from toy.b import x", "b": "x = 1\ndef open():\n    pass"}, "open is defined .* hide Python's own"),
 ])  # fmt: skip
 def test_what_one_namespace_would_change_is_refused(tmp_path, modules, message):
     with pytest.raises(UserError, match=message):

@@ -16,7 +16,7 @@ from phantom_mega.errors import UserError
 from phantom_mega.generation.load import load_pipeline
 from phantom_mega.hf import PhantomTransformer3DModel
 from phantom_mega.hf.naming import core_name, fuse_qkv, hf_names
-from phantom_mega.release.export import Options, export, new_folder, open_checkpoint
+from phantom_mega.release.export import PIPELINE_CLASS, Options, export, new_folder, open_checkpoint
 from tests.checkpoint.helpers import all_weights, write_checkpoint
 
 MODEL = ModelConfig(num_layers=4, hidden_size=64, num_attention_heads=2, ffn_hidden_size=128, latent_channels=48)
@@ -116,7 +116,7 @@ def test_a_checkpoint_of_another_model_than_its_config_is_refused(checkpoint, tm
     other = write_checkpoint(tmp_path / "iter_0000003", MODEL, shapes=all_weights(MODEL))
     text = (other / "config.yaml").read_text()
     (other / "config.yaml").write_text(text.replace("num_layers: 4", "num_layers: 5"))
-    with pytest.raises(UserError, match=r"lacks \d+ tensor\(s\) of the model in its config.yaml, e.g. blocks"):
+    with pytest.raises(UserError, match=r"holds 4 blocks, but its config.yaml says model.num_layers=5"):
         exported(other, tmp_path / "out")
     with pytest.raises(UserError, match=r"damaged: config.yaml has changed"):
         open_checkpoint(other)
@@ -139,7 +139,7 @@ def test_a_folder_gets_its_name_only_when_it_is_whole(tmp_path):
     assert list(tmp_path.iterdir()) == []
     (tmp_path / ".export.writing-killed").mkdir()
     with new_folder(target, False) as folder:
-        (folder / "model_index.json").write_text("1")
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": PIPELINE_CLASS}))
         assert not target.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
     with pytest.raises(UserError, match="is there already"), new_folder(target, False):
@@ -154,6 +154,9 @@ def test_overwrite_replaces_exports_alone(tmp_path):
     (tmp_path / "thesis/chapter1").write_text("")
     refused = pytest.raises(UserError, match="is not an export, so --overwrite does not replace it")
     with refused, new_folder(tmp_path / "thesis", True):
+        pass
+    (tmp_path / "thesis/model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(UserError, match="is not an export"), new_folder(tmp_path / "thesis", True):
         pass
     assert (tmp_path / "thesis/chapter1").exists()
     (tmp_path / "file").write_text("")

@@ -13,7 +13,7 @@ from tests.checkpoint.helpers import all_weights, write_checkpoint
 from tests.generation.conftest import run  # noqa: F401 (a fixture)
 from tests.training.conftest import REPOSITORY, environment
 
-MODEL = ModelConfig(num_layers=2, hidden_size=64, num_attention_heads=2, ffn_hidden_size=128)
+MODEL = ModelConfig(num_layers=2, hidden_size=64, num_attention_heads=2, ffn_hidden_size=128, latent_channels=48)
 
 
 def tool(*words, code=0, env=None):
@@ -62,7 +62,8 @@ def test_memory_is_bounded_by_a_shard_and_not_by_the_model(tmp_path):
     peaks = {}
     for name, layers, width in (("small", 1, 64), ("large", 2, 1024)):
         heads, inner = width // 32, 4 * width
-        model = ModelConfig(num_layers=layers, hidden_size=width, num_attention_heads=heads, ffn_hidden_size=inner)
+        sizes = dict(num_layers=layers, hidden_size=width, num_attention_heads=heads, ffn_hidden_size=inner)
+        model = ModelConfig(**sizes, latent_channels=48)
         source = write_checkpoint(tmp_path / name, model, distinct=False, shapes=all_weights(model))
         words = [source, tmp_path / f"{name}_out", "--skip-verify", "--max-shard-size", "20MB"]
         done = subprocess.run(
