@@ -7,6 +7,7 @@ overrides and writes them back. Field names are unique over all sections, so tha
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 
@@ -50,6 +51,11 @@ class ModelConfig:
     """`displace`: (window_frames - n) video frames then n references; `append`: window_frames video frames then n."""
     max_references: int = 4
     """Most reference images of one sample."""
+
+
+def model_arguments(model: ModelConfig) -> dict:
+    """Constructor arguments of the plain model, which has no field for the patches: they are 1 x 2 x 2."""
+    return {name: value for name, value in dataclasses.asdict(model).items() if name != "patch_size"}
 
 
 @dataclass

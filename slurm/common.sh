@@ -22,9 +22,9 @@ has_argument() { # SECTION.FIELD ARGUMENTS...: a field is set in either spelling
     return 1
 }
 
-holds_checkpoint() { # FOLDER: a run's, its `checkpoints`, or one iter_0000100
+holds_checkpoint() { # FOLDER: a run's, its `checkpoints`, or a checkpoint's own (iter_0000100, or of tools/import_hf.py)
     [[ -s $1/latest_checkpointed_iteration.txt || -s $1/checkpoints/latest_checkpointed_iteration.txt ||
-        $(basename "$1") == iter_* && -d $1 ]]
+        -s $1/trainer_state.json ]]
 }
 
 check_data_index() { # of DATA_INDEX, paths of data sets joined by commas

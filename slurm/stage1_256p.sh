@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stage 1 of the recipe: 50k iterations at 256p and 480p, from random weights.
+# Stage 1 of the recipe: 50k iterations at 256p and 480p, from random weights or those of LOAD.
 #
 #   DATA_INDEX=/data/phantom/train sbatch slurm/stage1_256p.sh                       from the repository's root
 #   DATA_INDEX=... MODEL=phantom_7b sbatch --nodes=32 --time=12:00:00 slurm/stage1_256p.sh train.save_interval=500
@@ -8,6 +8,7 @@
 # Five minutes before its time limit the job writes a checkpoint and goes back into the queue, until training is done.
 # Trailing arguments go to launchers/train.py. Environment: DATA_INDEX (needed), RECIPE [stage1_256p], MODEL
 # (phantom_3b, phantom_7b) [the recipe's], RUN_DIR [runs/RECIPE-MODEL], LOAD, and all of launchers/run.sh --help.
+# From a pre-trained model (docs/base_models.md): MODEL=seedvr_7b LOAD=runs/seedvr ... train.finetune=true.
 #SBATCH --job-name=stage1_256p
 #SBATCH --nodes=16
 #SBATCH --ntasks-per-node=1

@@ -15,7 +15,7 @@ from phantom_mega.checkpoint.folder import find_checkpoint
 from phantom_mega.checkpoint.reader import CheckpointReader
 from phantom_mega.conditioning.linear_vae import LinearVideoVAE
 from phantom_mega.conditioning.text import quiet_loading
-from phantom_mega.config import RunConfig
+from phantom_mega.config import RunConfig, model_arguments
 from phantom_mega.config_io import load_run_config
 from phantom_mega.errors import UserError
 from phantom_mega.hf import PhantomTransformer3DModel
@@ -42,13 +42,6 @@ def pipeline_settings(config: RunConfig) -> dict:
 def make_scheduler() -> FlowMatchEulerDiscreteScheduler:
     """Euler steps; the pipeline passes the shift for the video's size."""
     return FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="linear")
-
-
-def model_arguments(config: RunConfig) -> dict:
-    """Constructor arguments of the plain model."""
-    fields = dataclasses.asdict(config.model)
-    del fields["patch_size"]
-    return fields
 
 
 def load_pipeline(
@@ -86,7 +79,7 @@ def _from_checkpoint(
     config, reader = load_run_config(folder / "config.yaml"), CheckpointReader(folder)
     weights = plain.choose_weights(reader, weights)
     with torch.device("meta"):
-        model = PhantomTransformer3DModel(**model_arguments(config))
+        model = PhantomTransformer3DModel(**model_arguments(config.model))
     # One tensor at a time: the fp32 checkpoint of a bf16 model need not fit twice.
     state = {
         name: tensor.to(dtype)

@@ -27,10 +27,10 @@ from safetensors.torch import save_file
 
 from phantom_mega.checkpoint import folder, integrity, plain, safe
 from phantom_mega.checkpoint.reader import CheckpointReader
-from phantom_mega.config import RunConfig
+from phantom_mega.config import RunConfig, model_arguments
 from phantom_mega.config_io import load_run_config
 from phantom_mega.errors import UserError
-from phantom_mega.generation.load import INDEX, make_scheduler, model_arguments, pipeline_settings
+from phantom_mega.generation.load import INDEX, make_scheduler, pipeline_settings
 from phantom_mega.hf import PhantomTransformer3DModel
 from phantom_mega.hf.naming import hf_names, split_qkv
 from phantom_mega.release.bundle import bundle
@@ -153,7 +153,7 @@ def write_transformer(
     check_depth(reader, config)
     target.mkdir(parents=True)
     with torch.device("meta"):
-        model = PhantomTransformer3DModel(**model_arguments(config))
+        model = PhantomTransformer3DModel(**model_arguments(config.model))
     model.save_config(target)
     planned = _plan(reader, weights, options.dtype)
     check_names(reader, planned, model)

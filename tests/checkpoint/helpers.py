@@ -9,9 +9,8 @@ import torch
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, save
 
 from phantom_mega.checkpoint import integrity
-from phantom_mega.config import ModelConfig, RunConfig
+from phantom_mega.config import ModelConfig, RunConfig, model_arguments
 from phantom_mega.config_io import to_yaml
-from phantom_mega.generation.load import model_arguments
 from phantom_mega.hf import PhantomTransformer3DModel
 from phantom_mega.hf.naming import core_name, hf_names
 
@@ -39,7 +38,7 @@ def weights(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 def all_weights(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of every tensor of a model."""
     with torch.device("meta"):
-        plain = PhantomTransformer3DModel(**model_arguments(RunConfig(model=model)))
+        plain = PhantomTransformer3DModel(**model_arguments(model))
     shapes = {}
     for name, tensor in plain.state_dict().items():
         core = core_name(name)

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from phantom_mega.checkpoint import integrity, rewrite, safe
 from phantom_mega.checkpoint.reader import CheckpointReader
 from phantom_mega.checkpoint.sharding import ModelParallelLayout
-from phantom_mega.config import ModelConfig
+from phantom_mega.config import ModelConfig, model_arguments
 from phantom_mega.config_io import load_run_config
 from phantom_mega.errors import UserError
 from phantom_mega.hf import PhantomTransformer3DModel
 from phantom_mega.hf.naming import hf_names, split_qkv
 from phantom_mega.release import importing
-from phantom_mega.release.base_models.plan import model_arguments, target_shapes
+from phantom_mega.release.base_models.plan import target_shapes
 
 MODEL = ModelConfig(
     num_layers=4, hidden_size=64, num_attention_heads=4, ffn_hidden_size=128, latent_channels=4, text_dim=24,

@@ -156,6 +156,20 @@ def test_settings_and_arguments_reach_the_trainer_in_this_order(tmp_path):
     assert 'base: ["stage1_256p", "model/phantom_7b"]' in recipe.read_text()
 
 
+def test_a_run_starts_from_a_folder_of_checkpoints_or_from_one_of_any_name(tmp_path):
+    """tools/import_hf.py writes the latter."""
+    (tmp_path / "index.parquet").touch()
+    settings = {"DATA_INDEX": str(tmp_path), "RUN_DIR": str(tmp_path / "run"), "MODEL": "seedvr_7b"}
+    for folder, file in (("run1", "checkpoints/latest_checkpointed_iteration.txt"), ("seedvr", "trainer_state.json")):
+        (tmp_path / folder / file).parent.mkdir(parents=True)
+        (tmp_path / folder / file).write_text("{}")
+        command = printed_command(STAGE1, "train.finetune=true", LOAD=str(tmp_path / folder), **settings)
+        assert f"train.load={tmp_path / folder} train.finetune=true" in command
+    (tmp_path / "iter_0000007").mkdir()
+    done = run_by_hand(STAGE1, LOAD=str(tmp_path / "iter_0000007"), **settings)
+    assert done.returncode == 2 and "LOAD: no checkpoint in" in done.stderr
+
+
 def test_in_an_allocation_one_torchrun_a_node_is_started_in_the_container(tmp_path):
     (tmp_path / "index.parquet").touch()
     allocation = {"SLURM_JOB_ID": "123", "SLURM_NNODES": "4", "SLURM_JOB_NODELIST": "n[1-4]", "MASTER_ADDR": "n1"}

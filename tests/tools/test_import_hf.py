@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from phantom_mega.checkpoint import integrity
+from phantom_mega.checkpoint import integrity, plain
 from phantom_mega.checkpoint.folder import find_checkpoint
 from phantom_mega.checkpoint.reader import CheckpointReader
+from phantom_mega.config import model_arguments
 from phantom_mega.config_io import load_run_config
 from phantom_mega.hf import PhantomTransformer3DModel
-from phantom_mega.release.base_models.plan import model_arguments
+from tests.generation.conftest import run  # noqa: F401 (a fixture)
 from tests.media import write_data_set
 from tests.release.base_models.peers import NaDiT, NaDiTConfig, hunyuan, randomize
 from tests.training.conftest import BASE, train
@@ -53,6 +54,24 @@ def test_a_run_starts_from_an_imported_release_at_another_layout(tmp_path):
     for key in imported.tensors:
         assert torch.equal(imported.read(key), saved.read(key)), key
         assert torch.equal(imported.read(key), saved.read(f"optimizer.state.ema.{key}")), key
+
+
+def test_exported_and_imported_weights_are_those_of_training_to_the_bit(run, tmp_path):  # noqa: F811
+    """A trained checkpoint, its export by the tool, and the checkpoint that the tool makes of that at TP2 x PP2."""
+    trained = CheckpointReader(find_checkpoint(run))
+    for weights, prefix in (("raw", ""), ("ema", "optimizer.state.ema.")):
+        export = [sys.executable, "tools/export_hf.py", run, tmp_path / weights, "--weights", weights, "--skip-verify"]
+        done = subprocess.run(list(map(str, export)), cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        layout = ["--tensor-model-parallel-size", 2, "--pipeline-model-parallel-size", 2]
+        done = tool(tmp_path / weights, tmp_path / f"{weights}_back", *layout, "--verify")
+        assert done.returncode == 0, done.stderr
+        back = CheckpointReader(tmp_path / f"{weights}_back")
+        assert set(back.tensors) == set(plain.core_weights(trained))
+        for key in back.tensors:
+            assert torch.equal(back.read(key), trained.read(prefix + key)), key
+    found, wanted = load_run_config(tmp_path / "ema_back/config.yaml"), load_run_config(trained.folder / "config.yaml")
+    assert (found.model, found.flow, found.conditioning) == (wanted.model, wanted.flow, wanted.conditioning)
 
 
 def test_a_run_resumes_nothing_from_a_model_alone(tmp_path):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from phantom_mega.config import ModelConfig
+from phantom_mega.config import ModelConfig, model_arguments
 from phantom_mega.errors import UserError
 from phantom_mega.hf.naming import core_name
 from phantom_mega.hf.transformer_phantom import PhantomTransformer3DModel
@@ -78,11 +78,6 @@ class Plan:
             found, wanted = list(tensor.shape), list(self.shapes[name])
             raise UserError(f"{', '.join(rule.sources)} would give {name} the shape {found}; the model has {wanted}")
         return tensor if dtype is None else tensor.to(dtype)
-
-
-def model_arguments(model: ModelConfig) -> dict:
-    """Constructor arguments of the plain model. All visual tokens here are patches of 1 x 2 x 2, so it has no field."""
-    return {name: value for name, value in vars(model).items() if name != "patch_size"}
 
 
 def target_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -3,6 +3,7 @@
 import torch
 
 from phantom_mega.checkpoint.reader import CheckpointReader
+from phantom_mega.config import model_arguments
 from phantom_mega.config_io import load_run_config
 from phantom_mega.geometry import SampleShape, patchify, unpatchify
 from phantom_mega.hf import PhantomTransformer3DModel
@@ -10,7 +11,6 @@ from phantom_mega.hf.naming import hf_names, split_qkv
 from phantom_mega.release import importing
 from phantom_mega.release.base_models import BASE_MODELS
 from phantom_mega.release.base_models.common import Options
-from phantom_mega.release.base_models.plan import model_arguments
 from phantom_mega.release.base_models.weights import Weights
 from tests.release.base_models.peers import NaDiT, NaDiTConfig
 
