@@ -117,3 +117,6 @@ def test_forms_of_a_word_are_one_stem(one, two):
 def test_descriptions_are_told_apart_by_words_of_their_own():
     assert tell_apart("a red car", "a blue truck") and not tell_apart("a red car", "a red car with a roof")
     assert not tell_apart("the tall man in a grey suit and tie", "the tall man in a grey suit and hat")
+    assert not tell_apart("a man", "a man with a long grey beard, a red coat and boots"), (
+        "the first has nothing of its own"
+    )
