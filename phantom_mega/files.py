@@ -26,3 +26,13 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to disk: a name then never stands for a part of it, even after a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot sync folders
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -9,7 +9,6 @@ moment, whatever dies, the text file names a complete checkpoint.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from phantom_mega.checkpoint.integrity import MANIFEST
 from phantom_mega.errors import UserError
+from phantom_mega.files import sync
 
 LATEST = "latest_checkpointed_iteration.txt"
 STATE = "trainer_state.json"
@@ -198,13 +198,3 @@ def _remove(path: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
     os.rename(path, hidden)
     shutil.rmtree(hidden, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """Bring a file or the names of a folder to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems cannot sync folders
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

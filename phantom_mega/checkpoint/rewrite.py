@@ -35,6 +35,7 @@ from phantom_mega.checkpoint.compare import difference
 from phantom_mega.checkpoint.reader import CheckpointReader, TensorEntry
 from phantom_mega.checkpoint.sharding import ModelParallelLayout, Part, weight_key
 from phantom_mega.errors import UserError
+from phantom_mega.files import sync
 
 OPTIMIZER, EMA, MAIN = "optimizer.", "optimizer.state.ema.", "optimizer.state.param."
 _COPIED = ("metadata.json",)
@@ -324,12 +325,12 @@ def _check_target(target: Path, overwrite: bool, source: Path | None) -> None:
 def _publish(temporary: Path, target: Path) -> None:
     """Put the new checkpoint in its place; an older one goes only when the new one is there."""
     for path in (*temporary.iterdir(), temporary):
-        folder.sync(path)
+        sync(path)
     old = target.with_name(f".{target.name}.writing-replaced")
     if target.exists():
         os.rename(target, old)
     os.rename(temporary, target)
-    folder.sync(target.parent)
+    sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from phantom_mega.data.hashing import hash_keys
 from phantom_mega.data.schema import KEY_PATTERN, MAX_FPS, MAX_REFERENCES, SCHEMA_VERSION, Triplet
 from phantom_mega.errors import UserError
+from phantom_mega.files import sync
 
 INDEX_NAME = "index.parquet"
 REFERENCE_TYPE = pa.struct(
@@ -127,12 +128,6 @@ def write_index(folder: Path, rows: Iterable[dict], tokenizer: str | None, batch
     finally:
         temporary.unlink(missing_ok=True)
     return path
-
-
-def sync(path: Path) -> None:
-    """Bring a file to disk, so that the name it gets next never stands for a part of it, even after a power cut."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 class TripletIndex:

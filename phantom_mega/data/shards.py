@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from phantom_mega.data.index import INDEX_NAME, index_row, sync, write_index
+from phantom_mega.data.index import INDEX_NAME, index_row, write_index
 from phantom_mega.data.schema import CLIP_EXTENSIONS, IMAGE_EXTENSIONS, Triplet, from_json, to_json
 from phantom_mega.errors import BadSampleError, UserError
+from phantom_mega.files import sync
 
 MAX_JSON_BYTES = 1 << 20  # of one sample
 MAX_SAMPLE_BYTES = 1 << 30  # all of it is read at once

@@ -30,6 +30,7 @@ from phantom_mega.checkpoint.reader import CheckpointReader
 from phantom_mega.config import RunConfig, model_arguments
 from phantom_mega.config_io import load_run_config
 from phantom_mega.errors import UserError
+from phantom_mega.files import sync
 from phantom_mega.generation.load import INDEX, make_scheduler, pipeline_settings
 from phantom_mega.hf import PhantomTransformer3DModel
 from phantom_mega.hf.naming import hf_names, split_qkv
@@ -271,7 +272,7 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
         if target.exists():
             os.rename(target, old)
         os.rename(temporary, target)
-        folder.sync(target.parent)
+        sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
         reason = getattr(error, "strerror", None) or error
@@ -286,7 +287,7 @@ def _settle(temporary: Path) -> None:
     os.umask(mask)
     for path in (*temporary.rglob("*"), temporary):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-        folder.sync(path)
+        sync(path)
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

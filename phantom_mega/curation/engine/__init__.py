@@ -1,0 +1,1 @@
+"""How stages run: what a stage is, its tables, one part of its work, all parts on Ray."""

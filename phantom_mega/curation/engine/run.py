@@ -1,0 +1,215 @@
+"""All parts of all stages on Ray Data: here, or on the cluster that RAY_ADDRESS names.
+
+A part that is there and was made of the same inputs and settings is left alone, so that running again goes on where a
+run ended, however it did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from phantom_mega.curation.engine.part import PartRunner, Summary, count, decode, encode
+from phantom_mega.curation.engine.stage import INPUT, Row, Stage, verdict
+from phantom_mega.curation.engine.tables import split
+from phantom_mega.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+@dataclass
+class Result:
+    """What a run of a stage did.
+
+    Attributes:
+        stage: its name.
+        parts_made: of the parts, those that were not there yet.
+        rows, accepted: of the parts that were made.
+        made: input rows that were computed, not known from before.
+        seconds: of the run.
+        reasons: of rejected rows in the parts that were made.
+    """
+
+    stage: str
+    parts_made: int = 0
+    rows: int = 0
+    accepted: int = 0
+    made: int = 0
+    seconds: float = 0.0
+    reasons: Counter = field(default_factory=Counter)
+
+    def add(self, summary: Summary) -> None:
+        """Count a part."""
+        self.parts_made += 1
+        self.rows, self.accepted = self.rows + summary.rows, self.accepted + summary.accepted
+        self.made += summary.made
+        self.reasons += summary.reasons
+
+    def line(self) -> str:
+        """For people."""
+        if not self.parts_made:
+            return f"{self.stage}: done before"
+        rate = f", {self.made / self.seconds:.3g} rows/s" if self.seconds and self.made else ""
+        why = ", ".join(f"{reason} {n:,}" for reason, n in self.reasons.most_common(6))
+        rejected = f"; rejected: {why}" if why else ""
+        return f"{self.stage}: {self.accepted:,} of {self.rows:,} rows accepted in {self.seconds:.1f} s{rate}{rejected}"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second run out of a folder.
+
+    Raises:
+        UserError: there is one, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to: {error.strerror or error}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another run is at work in {folder}; wait for it, or choose another folder") from None
+        yield
+
+
+@contextlib.contextmanager
+def ray_session(num_cpus: int | None = None) -> Iterator[None]:
+    """A Ray of this process alone, or the cluster that RAY_ADDRESS names."""
+    # Ray Data draws bars of its own, warns about what does not concern users, and reports usage over the network.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    variables = {"PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))}
+    settings = {"runtime_env": {"env_vars": variables}, "logging_level": logging.ERROR, "include_dashboard": False}
+    if os.environ.get("RAY_ADDRESS"):
+        del settings["include_dashboard"]
+    else:
+        settings["num_cpus"] = num_cpus
+    ray.init(log_to_driver=False, **settings)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class _Worker:
+    """A PartRunner as Ray Data wants it."""
+
+    def __init__(self, *arguments):
+        self.runner = PartRunner(*arguments)
+
+    def __call__(self, row: dict) -> dict:
+        return {"summary": self.runner(int(row["part"]))}
+
+
+def run_stage(stage: Stage, folder: Path, parts: int, retry: bool = False, quiet: bool = False) -> Result:
+    """Run a stage where it is not done; within `ray_session`, unless it is `whole` or a source.
+
+    Args:
+        stage: to run.
+        folder: of all stages' tables.
+        parts: of each table.
+        retry: make rows again that failed.
+        quiet: no bar.
+
+    Raises:
+        UserError: an input is missing or damaged, or the disk is full.
+    """
+    runner = PartRunner(stage, folder, parts, uuid.uuid4().hex, retry)
+    result, started = Result(stage.name), time.monotonic()
+    if stage.source or stage.whole:
+        _run_at_once(runner, parts, result)
+    else:
+        todo = [part for part in range(parts) if not runner.is_done(part)]
+        with tqdm(total=len(todo), desc=stage.name, unit=" parts", disable=quiet or not todo, file=sys.stderr) as bar:
+            for summary in _on_ray(runner, folder, parts, todo):
+                result.add(summary)
+                for failure in summary.failures[:1]:
+                    bar.write(f"{stage.name}: a row failed and is recorded as such\n{failure}", file=sys.stderr)
+                bar.update()
+                bar.set_postfix(rows=result.rows, accepted=result.accepted)
+    result.seconds = time.monotonic() - started
+    return result
+
+
+def _on_ray(runner: PartRunner, folder: Path, parts: int, todo: Sequence[int]) -> Iterator[Summary]:
+    if not todo:
+        return
+    import ray
+
+    stage = runner.stage
+    limit = stage.concurrency or _places(stage)
+    made = ray.data.from_items([{"part": part} for part in todo], override_num_blocks=len(todo)).map(
+        _Worker,
+        fn_constructor_args=(stage, folder, parts, runner.run, runner.retry),
+        num_cpus=stage.num_cpus,
+        num_gpus=stage.num_gpus or None,
+        concurrency=min(limit, len(todo)),
+    )
+    try:
+        for row in made.iter_rows():
+            yield row["summary"]
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        while cause is not None and not isinstance(cause, UserError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if cause is None:
+            raise
+        raise UserError(str(cause)) from None
+
+
+def _places(stage: Stage) -> int:
+    """How many workers of a stage find a place in the cluster."""
+    import ray
+
+    there = ray.cluster_resources()
+    fits = [there.get(name, 0) / each for name, each in (("CPU", stage.num_cpus), ("GPU", stage.num_gpus)) if each]
+    if not fits or min(fits) < 1:
+        raise UserError(
+            f"stage {stage.name} needs {stage.num_cpus:g} CPU(s) and {stage.num_gpus:g} GPU(s) for a worker, and there "
+            f"are {there.get('CPU', 0):g} and {there.get('GPU', 0):g}"
+        )
+    return int(min(fits))
+
+
+def _run_at_once(runner: PartRunner, parts: int, result: Result) -> None:
+    """A stage that sees all rows, or makes the first ones."""
+    stage = runner.stage
+    made_from = [runner.made_from(part) for part in range(parts)]
+    digest = b"+".join(sorted(set(made_from))) if stage.whole else made_from[0]
+    digest = hashlib.sha256(digest).hexdigest().encode()
+    rows: list[Row] | None = None
+    if stage.whole:
+        stamps = [runner.table.stamp(part) for part in range(parts)]
+        if all(stamp is not None and stamp[0] == digest for stamp in stamps):
+            return
+        process = stage.open(stage.settings)
+        rows = process({name: table.read(stage.inputs[name], accepted=True) for name, table in runner.inputs.items()})
+    else:
+        rows = list(stage.source(stage.settings))
+    rows = [{**verdict({}, None), INPUT: bytes(16)} | row for row in rows]
+    for part, members in enumerate(split(rows, stage, parts)):
+        # Through JSON, as every other row.
+        runner.table.write(part, [decode(encode(row)) for row in members], stage.schema, digest)
+        summary = Summary(part, made=len(members))
+        count(summary, members)
+        result.add(summary)

@@ -1,0 +1,181 @@
+"""Stages on a real Ray: what is done is left alone, what changed is made again, and a crash costs one row."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from phantom_mega.curation.engine.run import locked, ray_session, run_stage
+from phantom_mega.curation.engine.stage import Rejection, Stage
+from phantom_mega.curation.engine.tables import Table
+from phantom_mega.errors import UserError
+from tests.training.conftest import REPOSITORY
+
+PARTS = 4
+
+
+@dataclass
+class Numbers:
+    """Settings of the stages below."""
+
+    count: int = 20
+    least: int = 5
+    calls: str = ""  # file that gets a line for every row that is computed
+    crash_at: int = -1
+    fail_at: int = -1
+    wait: float = 0.0
+
+
+def numbers(settings):
+    return [{"name": f"n{i:03d}", "value": i} for i in range(settings.count)]
+
+
+def open_half(settings):
+    def half(row):
+        if settings.calls:
+            with open(settings.calls, "a") as file:
+                file.write(f"{row['name']}\n")
+        time.sleep(settings.wait)
+        if row["value"] == settings.crash_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if row["value"] == settings.fail_at:
+            raise ZeroDivisionError("no such number")
+        if row["value"] % 2:
+            raise Rejection("odd", row["value"])
+        return [{"name": row["name"], "half": row["value"] // 2, "bytes": bytes([row["value"]])}]
+
+    return half
+
+
+def open_small(settings):
+    def small(row):
+        if row["half"] < settings.least:
+            raise Rejection("too small", row["half"])
+        return [{"name": row["name"], "sum": row["half"] + row["value"]}]
+
+    return small
+
+
+def open_total(settings):
+    def total(tables):
+        return [{"what": "total", "value": sum(tables["small"]["sum"].to_pylist())}]
+
+    return total
+
+
+def stages(**settings):
+    settings = Numbers(**settings)
+    name, number = pa.field("name", pa.string()), pa.int64()
+    return [
+        Stage("numbers", (name, pa.field("value", number)), {}, {"count": settings.count}, None,
+              source=lambda _: numbers(settings)),
+        Stage("half", (name, pa.field("half", number), pa.field("bytes", pa.binary())), {"numbers": ("name", "value")},
+              settings, open_half),
+        Stage("small", (name, pa.field("sum", number)), {"half": ("name", "half"), "numbers": ("name", "value")},
+              {"least": settings.least}, lambda _: open_small(settings)),
+        Stage("total", (pa.field("what", pa.string()), pa.field("value", number)), {"small": ("name", "sum")}, {},
+              open_total, whole=True),
+    ]  # fmt: skip
+
+
+def run(folder, retry=False, **settings):
+    return {stage.name: run_stage(stage, folder, PARTS, retry, quiet=True) for stage in stages(**settings)}
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def ray():
+    with ray_session(num_cpus=2):
+        yield
+
+
+def test_rows_go_through_or_are_kept_with_the_reason(ray, tmp_path):
+    results = run(tmp_path)
+    assert (results["half"].rows, results["half"].accepted, results["half"].reasons) == (20, 10, {"odd": 10})
+    assert (results["small"].rows, results["small"].accepted) == (10, 5)
+    table = Table(tmp_path, "small", PARTS)
+    accepted = table.read(["name", "sum"], accepted=True).to_pylist()
+    assert sorted(row["sum"] for row in accepted) == [15, 18, 21, 24, 27]
+    rejected = table.read(["name", "reason", "score"], accepted=False).sort_by("name").to_pylist()
+    assert rejected[1] == {"name": "n002", "reason": "too small", "score": 1.0}
+    assert Table(tmp_path, "total", PARTS).read(["value"])["value"].to_pylist() == [105]
+    assert Table(tmp_path, "half", PARTS).read(["bytes"], accepted=True)["bytes"].to_pylist().count(b"\x04") == 1
+    assert "10 of 20 rows accepted" in results["half"].line() and "odd 10" in results["half"].line()
+
+
+def test_what_is_done_is_left_alone_and_a_changed_threshold_recomputes_no_row_before_it(ray, tmp_path):
+    calls = tmp_path / "calls"
+    run(tmp_path / "work", calls=str(calls))
+    before = files(tmp_path / "work")
+    again = run(tmp_path / "work", calls=str(calls))
+    assert all(result.parts_made == 0 for name, result in again.items() if name != "numbers")
+    assert files(tmp_path / "work") == before and len(calls.read_text().split()) == 20
+    looser = run(tmp_path / "work", calls=str(calls), least=3)
+    assert looser["half"].parts_made == 0 and looser["small"].accepted == 7 and looser["total"].parts_made == PARTS
+    assert len(calls.read_text().split()) == 20
+
+
+def test_new_rows_are_computed_and_known_ones_are_not(ray, tmp_path):
+    calls = tmp_path / "calls"
+    run(tmp_path / "work", calls=str(calls))
+    more = run(tmp_path / "work", calls=str(calls), count=24)
+    # The settings of `half` hold the count here: as another version of the stage.
+    assert more["half"].rows == 24
+
+
+def test_a_row_that_kills_its_worker_is_recorded_and_the_rest_is_done(ray, tmp_path):
+    results = run(tmp_path, crash_at=7)
+    assert results["half"].reasons == {"odd": 9, "crashes the worker": 1} and results["half"].accepted == 10
+
+
+def test_a_row_that_fails_is_recorded_and_made_again_when_asked(ray, tmp_path):
+    results = run(tmp_path, fail_at=4)
+    assert results["half"].reasons == {"odd": 10, "failed": 1}
+    rows = Table(tmp_path, "half", PARTS).read(["name", "reason", "detail"]).to_pylist()
+    assert {"name": "n004", "reason": "failed", "detail": "ZeroDivisionError: no such number"} in rows
+    assert run(tmp_path, fail_at=4)["half"].parts_made == 0
+    assert run(tmp_path, fail_at=4, retry=True)["half"].made == 1
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
+    whole, broken, calls = tmp_path / "whole", tmp_path / "broken", tmp_path / "calls"
+    code = (
+        "import sys; from pathlib import Path; from phantom_mega.curation.engine.run import ray_session;"
+        "from tests.curation.engine.test_run import run\n"
+        "with ray_session(2): run(Path(sys.argv[1]), wait=0.2, calls=sys.argv[2])"
+    )
+    command = [sys.executable, "-c", code]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen([*command, str(broken), str(calls)], cwd=REPOSITORY, env=environment)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and (not calls.exists() or len(calls.read_text().split()) < 7):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    time.sleep(3)  # Ray's workers notice that their driver is gone
+    begun = len(calls.read_text().split())
+    assert 7 <= begun < 20
+    subprocess.run([*command, str(broken), str(calls)], cwd=REPOSITORY, env=environment, check=True, timeout=120)
+    assert len(calls.read_text().split()) <= 20 + 2, "two workers lost the row that they were at"
+    subprocess.run([*command, str(whole), str(calls)], cwd=REPOSITORY, env=environment, check=True, timeout=120)
+    assert files(whole) == files(broken)
+
+
+def test_mistakes_are_told(ray, tmp_path):
+    with pytest.raises(UserError, match="stage half needs stage numbers, which has not run"):
+        run_stage(stages()[1], tmp_path, PARTS, quiet=True)
+    run(tmp_path)
+    (tmp_path / "numbers/part-00001.parquet").write_bytes(b"PAR1 rubbish")
+    with pytest.raises(UserError, match=r"numbers/part-00001.parquet is damaged; remove it"):
+        run_stage(stages()[1], tmp_path, PARTS, quiet=True)
+    with locked(tmp_path), pytest.raises(UserError, match="another run is at work"), locked(Path(tmp_path)):
+        pass
