@@ -29,7 +29,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to disk: a name then never stands for a part of it, even after a power cut."""
+    """Bring a file, or the names in a folder, to disk: no name then stands for half a file, even after a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # some network file systems cannot sync folders

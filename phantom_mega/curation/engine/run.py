@@ -118,7 +118,10 @@ class _Worker:
         self.runner = PartRunner(*arguments)
 
     def __call__(self, row: dict) -> dict:
-        return {"summary": self.runner(int(row["part"]))}
+        try:
+            return {"summary": self.runner(int(row["part"])), "error": ""}
+        except UserError as error:  # Ray would bury it under three others
+            return {"summary": None, "error": str(error)}
 
 
 def run_stage(stage: Stage, folder: Path, parts: int, retry: bool = False, quiet: bool = False) -> Result:
@@ -165,16 +168,10 @@ def _on_ray(runner: PartRunner, folder: Path, parts: int, todo: Sequence[int]) -
         num_gpus=stage.num_gpus or None,
         concurrency=min(limit, len(todo)),
     )
-    try:
-        for row in made.iter_rows():
-            yield row["summary"]
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        while cause is not None and not isinstance(cause, UserError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        if cause is None:
-            raise
-        raise UserError(str(cause)) from None
+    for row in made.iter_rows():
+        if row["error"]:
+            raise UserError(row["error"])
+        yield row["summary"]
 
 
 def _places(stage: Stage) -> int:

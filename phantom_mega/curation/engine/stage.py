@@ -50,16 +50,17 @@ class Stage:
         columns: of its rows, without the verdict; the first one names a row and is unique among accepted rows.
         inputs: columns that it reads, by stage. Accepted rows are joined by the first column of each, which must be the
             same. A stage without inputs makes its rows by itself (`source`).
-        settings: dataclass; its values are part of what the results depend on.
-        open: module-level function of the settings that loads what is needed (models) and returns the function of a row:
-            an input row to output rows, each a dict that may leave out columns and hold a verdict (accepted if it holds
-            none). It may raise `Rejection`. For `whole` stages: from the input tables by name to all output rows.
+        settings: dataclass or plain values; part of what the results depend on.
+        open: module-level function of the settings that loads what is needed (models) and returns the function of a
+            row: from an input row to output rows, each a dict that may leave out columns and may hold a verdict
+            (accepted if it holds none). It may raise `Rejection`. For `whole` stages: from the input tables by name to
+            all output rows.
         whole: sees all rows at once, in the calling process.
         source: the rows to start from, for a stage without inputs.
         files: whose bytes belong to the settings (annotations, lists).
         version: raised when the code changes what comes out.
         num_cpus, num_gpus: of one worker.
-        concurrency: workers at most; None takes as many as there are CPUs or GPUs for them. Endpoints want many and no CPU.
+        concurrency: workers at most; None takes as many as find CPUs and GPUs. Endpoints want many and no CPU.
     """
 
     name: str

@@ -21,19 +21,17 @@ PARTS = 4
 
 
 @dataclass
-class Numbers:
-    """Settings of the stages below."""
+class Halving:
+    """Settings of a stage."""
 
-    count: int = 20
-    least: int = 5
     calls: str = ""  # file that gets a line for every row that is computed
     crash_at: int = -1
     fail_at: int = -1
     wait: float = 0.0
 
 
-def numbers(settings):
-    return [{"name": f"n{i:03d}", "value": i} for i in range(settings.count)]
+def numbers(count):
+    return [{"name": f"n{i:03d}", "value": i} for i in range(count)]
 
 
 def open_half(settings):
@@ -55,7 +53,7 @@ def open_half(settings):
 
 def open_small(settings):
     def small(row):
-        if row["half"] < settings.least:
+        if row["half"] < settings:
             raise Rejection("too small", row["half"])
         return [{"name": row["name"], "sum": row["half"] + row["value"]}]
 
@@ -69,17 +67,15 @@ def open_total(settings):
     return total
 
 
-def stages(**settings):
-    settings = Numbers(**settings)
+def stages(count=20, least=5, **halving):
     name, number = pa.field("name", pa.string()), pa.int64()
     return [
-        Stage("numbers", (name, pa.field("value", number)), {}, {"count": settings.count}, None,
-              source=lambda _: numbers(settings)),
+        Stage("numbers", (name, pa.field("value", number)), {}, count, None, source=numbers),
         Stage("half", (name, pa.field("half", number), pa.field("bytes", pa.binary())), {"numbers": ("name", "value")},
-              settings, open_half),
-        Stage("small", (name, pa.field("sum", number)), {"half": ("name", "half"), "numbers": ("name", "value")},
-              {"least": settings.least}, lambda _: open_small(settings)),
-        Stage("total", (pa.field("what", pa.string()), pa.field("value", number)), {"small": ("name", "sum")}, {},
+              Halving(**halving), open_half),
+        Stage("small", (name, pa.field("sum", number)), {"half": ("name", "half"), "numbers": ("name", "value")}, least,
+              open_small),
+        Stage("total", (pa.field("what", pa.string()), pa.field("value", number)), {"small": ("name", "sum")}, None,
               open_total, whole=True),
     ]  # fmt: skip
 
@@ -128,8 +124,10 @@ def test_new_rows_are_computed_and_known_ones_are_not(ray, tmp_path):
     calls = tmp_path / "calls"
     run(tmp_path / "work", calls=str(calls))
     more = run(tmp_path / "work", calls=str(calls), count=24)
-    # The settings of `half` hold the count here: as another version of the stage.
-    assert more["half"].rows == 24
+    assert more["half"].made == 4
+    assert len(calls.read_text().split()) == 24
+    fewer = run(tmp_path / "fewer", calls=str(calls), count=24)
+    assert fewer["half"].rows == 24 and files(tmp_path / "fewer") == files(tmp_path / "work")
 
 
 def test_a_row_that_kills_its_worker_is_recorded_and_the_rest_is_done(ray, tmp_path):
