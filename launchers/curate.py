@@ -1,4 +1,4 @@
-"""Curate: long videos to tables of clips worth training on. Stages that are done are left alone, so run it again freely.
+"""Curate: long videos to tables of clips that are worth training on; stages that are done are left alone.
 
 Examples:
   python launchers/curate.py --input films/ --output curated

@@ -71,14 +71,18 @@ def sharpness(frames: list[np.ndarray]) -> float:
 
 
 def motion(pairs: list[tuple[np.ndarray, np.ndarray]], step: float) -> float:
-    """Optical flow (Farneback), as heights of the picture per second, mean over pixels, median of the pairs."""
+    """Optical flow (Farneback) of the fastest tenth of the picture, as its heights per second, mean of the pairs.
+
+    The mean over all pixels would call a shot static in which only a small subject moves.
+    """
     speeds = []
     for first, second in pairs:
         flow = cv2.calcOpticalFlowFarneback(
             _grey(first, _MOTION_HEIGHT), _grey(second, _MOTION_HEIGHT), None, 0.5, 3, 15, 3, 5, 1.2, 0
         )
-        speeds.append(np.linalg.norm(flow, axis=-1).mean() / _MOTION_HEIGHT / step)
-    return float(np.median(speeds)) if speeds else 0.0
+        speed = np.sort(np.linalg.norm(flow, axis=-1), axis=None)
+        speeds.append(speed[-speed.size // 10 :].mean() / _MOTION_HEIGHT / step)
+    return float(np.mean(speeds)) if speeds else 0.0
 
 
 def text_area(frames: list[np.ndarray]) -> float:

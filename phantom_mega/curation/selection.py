@@ -23,12 +23,12 @@ class SelectionSettings:
     """Standard deviation of brightness at least: no blank screens."""
     max_letterbox: float = 0.05
     """Share of the picture under bars at most."""
-    min_sharpness: float = 15.0
+    min_sharpness: float = 5.0
     """Variance of the Laplacian at least."""
     min_motion: float = 0.005
-    """Heights of the picture per second at least: no stills."""
-    max_motion: float = 2.0
-    """Heights of the picture per second at most: no flicker, no shaking."""
+    """Heights of the picture per second at least, of its fastest tenth: no stills."""
+    max_motion: float = 4.0
+    """Heights of the picture per second at most, of its fastest tenth: no flicker, no shaking."""
     max_text_area: float = 0.03
     """Share of the picture under writing at most."""
     min_aesthetic: float = 4.0
