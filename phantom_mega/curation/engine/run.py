@@ -100,8 +100,8 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     settings = {"runtime_env": {"env_vars": variables}, "logging_level": logging.ERROR, "include_dashboard": False}
     if os.environ.get("RAY_ADDRESS"):
         del settings["include_dashboard"]
-    else:
-        settings["num_cpus"] = num_cpus
+    else:  # "local": not the cluster that somebody else has started on this machine
+        settings |= {"num_cpus": num_cpus, "address": "local"}
     ray.init(log_to_driver=False, **settings)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
