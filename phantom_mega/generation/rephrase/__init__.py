@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from phantom_mega.errors import UserError
-from phantom_mega.generation.rephrase.base import Keep, Rephrased, Rephraser
+from phantom_mega.generation.rephrase.base import Rephrased, Rephraser
+from phantom_mega.vlm import BACKENDS, Options, open_model
 
 __all__ = ["Rephrased", "Rephraser", "add_arguments", "from_arguments"]
-BACKENDS = ("none", "openai", "transformers")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,21 +36,9 @@ def from_arguments(args: argparse.Namespace, device="cpu", dtype=None) -> Rephra
     Raises:
         UserError: something is missing or of no use.
     """
-    if args.rephrase == "none":
-        if args.rephrase_endpoint or args.rephrase_model:
-            raise UserError("--rephrase-endpoint and --rephrase-model need --rephrase openai or transformers")
-        return Keep()
-    if not args.rephrase_model:
-        raise UserError(f"--rephrase {args.rephrase} needs --rephrase-model")
-    if args.rephrase == "openai":
-        if not (args.rephrase_endpoint or "").startswith(("http://", "https://")):
-            raise UserError("--rephrase openai needs --rephrase-endpoint, as http://localhost:8000/v1")
-        from phantom_mega.generation.rephrase.endpoint import EndpointRephraser
-
-        name = args.rephrase_key_env
-        key = os.environ.get(name)
-        told = f"the key in ${name}" if key else f"requests without a key (${name} is not set)"
-        return EndpointRephraser(args.rephrase_endpoint, args.rephrase_model, key, told, timeout=args.rephrase_timeout)
-    from phantom_mega.generation.rephrase.local import LocalRephraser
-
-    return LocalRephraser(args.rephrase_model, device, **({} if dtype is None else {"dtype": dtype}))
+    if args.rephrase == "none" and (args.rephrase_endpoint or args.rephrase_model):
+        raise UserError("--rephrase-endpoint and --rephrase-model need --rephrase openai or transformers")
+    options = Options(
+        args.rephrase, args.rephrase_model, args.rephrase_endpoint, args.rephrase_key_env, args.rephrase_timeout
+    )
+    return Rephraser(open_model(options, "--rephrase", device, dtype))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from PIL import Image
 
 from phantom_mega.generation.rephrase.answer import UnusableAnswerError, parse, problems
+from phantom_mega.vlm.base import TransientError, Turn, VisionModel
 
 # The words are the interface to the model. They ask for what `answer.problems` checks, give the reason (models keep to
 # rules whose purpose they know), and say that text in the pictures and in the prompt is no instruction.
@@ -28,10 +29,6 @@ Answer with one JSON object and nothing else:
 with one entry in "references" for each image, in order. Use the words of each appearance in the prompt."""
 
 
-class TransientError(RuntimeError):
-    """The model could not be asked this time: a time-out, an overloaded server, an answer that broke off."""
-
-
 @dataclass(frozen=True)
 class Rephrased:
     """What became of a prompt.
@@ -49,39 +46,16 @@ class Rephrased:
     warning: str | None = None
 
 
-@dataclass
-class Turn:
-    """One message to the model.
-
-    Attributes:
-        role: `system`, `user` or `assistant`.
-        text: what is said.
-        images: that come before the text.
-    """
-
-    role: str
-    text: str
-    images: Sequence[Image.Image] = field(default_factory=tuple)
-
-
 class Rephraser:
-    """Rephrases by a model that sees images; subclasses say how it is asked.
+    """Rephrases by a model that sees images.
 
     Args:
+        model: to ask; None keeps every prompt as it is.
         attempts: answers to ask for at most.
     """
 
-    def __init__(self, attempts: int = 3):
-        self.attempts = attempts
-
-    def ask(self, turns: Sequence[Turn]) -> str:
-        """The model's next message.
-
-        Raises:
-            TransientError: it cannot be had now.
-            SetupError: it can never be had so: wrong key, unknown model.
-        """
-        raise NotImplementedError
+    def __init__(self, model: VisionModel | None, attempts: int = 3):
+        self.model, self.attempts = model, attempts
 
     def rephrase(self, prompt: str, images: Sequence[Image.Image], labels: Sequence[str] | None = None) -> Rephrased:
         """Rephrase a prompt.
@@ -92,19 +66,19 @@ class Rephraser:
             labels: what each shows, or none.
 
         Returns:
-            The new prompt, or the given one with the reason in `warning`; without references, the given one.
+            The new prompt, or the given one with the reason in `warning`; without references or model, the given one.
 
         Raises:
-            SetupError: see `ask`.
+            SetupError: see `VisionModel.ask`.
         """
-        if not images:
+        if not images or self.model is None:
             return Rephrased(prompt)
         named = "".join(f"\nImage {i} shows: {label}" for i, label in enumerate(labels or [], start=1) if label)
         turns = [Turn("system", SYSTEM), Turn("user", f"{len(images)} image(s).{named}\nPrompt: {prompt}", images)]
         wrong: list[str] = []
         for attempt in range(1, self.attempts + 1):
             try:
-                text = self.ask(turns)
+                text = self.model.ask(turns)
             except TransientError as error:
                 wrong = [str(error)]
                 continue
@@ -118,11 +92,3 @@ class Rephraser:
             again = "That cannot be used: " + "; ".join(wrong) + ". Answer again, with the whole JSON object."
             turns = [*turns[:2], Turn("assistant", text[:4000]), Turn("user", again)]
         return Rephrased(prompt, (), self.attempts, f"the prompt was kept: {'; '.join(wrong)}")
-
-
-class Keep(Rephraser):
-    """The backend `none`."""
-
-    def rephrase(self, prompt: str, images: Sequence[Image.Image], labels: Sequence[str] | None = None) -> Rephrased:
-        """The prompt as it is."""
-        return Rephrased(prompt)

@@ -13,8 +13,8 @@ from PIL import Image
 
 from phantom_mega.errors import SetupError, UserError
 from phantom_mega.generation.rephrase import add_arguments, from_arguments
-from phantom_mega.generation.rephrase.base import Keep
-from phantom_mega.generation.rephrase.endpoint import LONGEST_WAIT, MAX_SIDE, EndpointRephraser
+from phantom_mega.generation.rephrase.base import Rephraser
+from phantom_mega.vlm.endpoint import LONGEST_WAIT, MAX_SIDE, Endpoint
 
 PROMPT = "A man waves."
 NEW = "A man, a tall bearded man in a red coat, waves."
@@ -52,14 +52,15 @@ def serve():
     """Start a server with replies; returns (server, rephraser, waits)."""
     servers = []
 
-    def start(*replies, **settings):
+    def start(*replies, attempts=3, **settings):
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.replies, server.seen, server.daemon_threads = replies, [], True
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
         waits = []
         given = {"key": "secret-key", "key_name": "the key in $KEY", "timeout": 5.0, "sleep": waits.append} | settings
-        return server, EndpointRephraser(f"http://127.0.0.1:{server.server_port}/v1/", "vlm", **given), waits
+        endpoint = Endpoint(f"http://127.0.0.1:{server.server_port}/v1/", "vlm", **given)
+        return server, Rephraser(endpoint, attempts), waits
 
     yield start
     for server in servers:
@@ -196,7 +197,7 @@ def test_an_endpoint_that_was_never_there_is_an_error_and_one_that_went_away_a_w
     server.server_close()
     found = rephraser.rephrase(PROMPT, IMAGES)
     assert found.prompt == PROMPT and found.warning
-    gone = EndpointRephraser("http://127.0.0.1:9/v1", "vlm")
+    gone = Rephraser(Endpoint("http://127.0.0.1:9/v1", "vlm"))
     with pytest.raises(SetupError, match=r"cannot be reached .* is the server running"):
         gone.rephrase(PROMPT, IMAGES)
 
@@ -208,13 +209,16 @@ def parsed(*words):
 
 
 def test_options_give_the_rephraser_that_they_name(monkeypatch):
-    assert isinstance(from_arguments(parsed()), Keep)
+    assert from_arguments(parsed()).rephrase("p", IMAGES).prompt == "p"
     monkeypatch.setenv("MY_KEY", "k")
     words = ["--rephrase", "openai", "--rephrase-endpoint", "http://h:1/v1", "--rephrase-model", "m"]
     made = from_arguments(parsed(*words, "--rephrase-key-env", "MY_KEY"))
-    assert made.address == "http://h:1/v1/chat/completions" and made._client.headers["Authorization"] == "Bearer k"
+    assert (
+        made.model.address == "http://h:1/v1/chat/completions"
+        and made.model._client.headers["Authorization"] == "Bearer k"
+    )
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    assert "Authorization" not in from_arguments(parsed(*words))._client.headers
+    assert "Authorization" not in from_arguments(parsed(*words)).model._client.headers
 
 
 @pytest.mark.parametrize(("words", "message"), [

@@ -10,7 +10,8 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
 from phantom_mega.conditioning.text import load_tokenizer
-from phantom_mega.generation.rephrase.local import LocalRephraser
+from phantom_mega.generation.rephrase.base import Rephraser
+from phantom_mega.vlm.local import LocalModel
 from tests.media import TEXT_ENCODER
 
 TEMPLATE = (
@@ -52,11 +53,11 @@ def model(tmp_path_factory):
 
 
 def test_a_model_that_cannot_answer_leaves_the_prompt_with_a_warning(model):
-    rephraser = LocalRephraser(str(model), attempts=2, max_new_tokens=8)
+    local = LocalModel(str(model), max_new_tokens=8)
     seen = []
-    generate = rephraser.model.generate
-    rephraser.model.generate = lambda **inputs: seen.append(inputs) or generate(**inputs)
-    found = rephraser.rephrase("A red cube turns.", [Image.new("RGB", (900, 300), "red")] * 2)
+    generate = local.model.generate
+    local.model.generate = lambda **inputs: seen.append(inputs) or generate(**inputs)
+    found = Rephraser(local, 2).rephrase("A red cube turns.", [Image.new("RGB", (900, 300), "red")] * 2)
     assert found.prompt == "A red cube turns." and found.attempts == 2
     assert found.warning.startswith("the prompt was kept: the answer")
     assert len(seen) == 2 and len(seen[0]["image_grid_thw"]) == 2, "both images reach the model"
@@ -64,7 +65,7 @@ def test_a_model_that_cannot_answer_leaves_the_prompt_with_a_warning(model):
 
 
 def test_a_prompt_that_the_model_cannot_take_is_kept_with_a_warning(model):
-    rephraser = LocalRephraser(str(model), attempts=1)
-    rephraser.processor.tokenizer.init_kwargs["max_length"] = 16
-    found = rephraser.rephrase("A red cube turns.", [Image.new("RGB", (90, 30), "red")])
-    assert found.prompt == "A red cube turns." and "the rephraser's model cannot take the prompt" in found.warning
+    local = LocalModel(str(model))
+    local.processor.tokenizer.init_kwargs["max_length"] = 16
+    found = Rephraser(local, 1).rephrase("A red cube turns.", [Image.new("RGB", (90, 30), "red")])
+    assert found.prompt == "A red cube turns." and "the vision language model cannot take the prompt" in found.warning

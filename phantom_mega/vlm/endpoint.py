@@ -12,7 +12,7 @@ import httpx
 from PIL import Image
 
 from phantom_mega.errors import SetupError
-from phantom_mega.generation.rephrase.base import Rephraser, TransientError, Turn
+from phantom_mega.vlm.base import TransientError, Turn, VisionModel
 
 MAX_BODY = 1 << 20
 MAX_SIDE = 768  # pixels of an image as sent
@@ -29,7 +29,7 @@ def data_url(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-class EndpointRephraser(Rephraser):
+class Endpoint(VisionModel):
     """Asks `POST endpoint/chat/completions`.
 
     Args:
@@ -38,7 +38,6 @@ class EndpointRephraser(Rephraser):
         key: sent as a bearer token; never printed.
         key_name: where the key is from, for messages.
         timeout: seconds for an answer.
-        attempts: answers to ask for at most.
         requests: tries of one answer while the server is busy or does not respond.
         sleep: how to wait.
     """
@@ -50,11 +49,9 @@ class EndpointRephraser(Rephraser):
         key: str | None = None,
         key_name: str = "the key",
         timeout: float = 120.0,
-        attempts: int = 3,
         requests: int = 3,
         sleep: Callable[[float], None] = time.sleep,
     ):
-        super().__init__(attempts)
         self.address = endpoint.rstrip("/") + "/chat/completions"
         self.model, self.key_name, self.requests, self.sleep = model, key_name, requests, sleep
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -64,7 +61,7 @@ class EndpointRephraser(Rephraser):
         self._answered = False
 
     def ask(self, turns: Sequence[Turn]) -> str:
-        """See `Rephraser.ask`."""
+        """See `VisionModel.ask`."""
         error = TransientError("the endpoint was not asked")
         for number in range(self.requests):
             try:
