@@ -20,29 +20,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from phantom_mega.config_io import fields, load_run_config, recipe_names
+from phantom_mega.config_io import RUN, load_run_config
 from phantom_mega.errors import EXIT_HUNG, DataWorkerError, UserError
 from phantom_mega.processes import keep_memory_flat
-
-
-def print_fields() -> None:
-    """Every field of the configuration with its meaning."""
-    for path, doc in fields().items():
-        flag = "--" + path.split(".")[1].replace("_", "-")
-        print(f"{path}\n    {flag}\n    {doc}\n")
 
 
 def main() -> int:
     """Parse, build, train; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", help=f"a recipe ({', '.join(recipe_names())}) or a path to one")
+    parser.add_argument("--config", help=f"a recipe ({', '.join(RUN.names())}) or a path to one")
     parser.add_argument(
         "--dry-run", action="store_true", help="build, check shapes and memory on one batch, print the plan"
     )
     parser.add_argument("--help-fields", action="store_true", help="print every setting with its meaning")
     arguments, overrides = parser.parse_known_args()
     if arguments.help_fields:
-        print_fields()
+        print(RUN.help_fields())
         return 0
     if arguments.config is None:
         parser.error("--config is needed, e.g. --config tiny_stage1")

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from phantom_mega.config import RunConfig
-from phantom_mega.config_io import fields, load_run_config, parse_overrides, recipe_names, to_yaml
+from phantom_mega.config_io import RUN, load_run_config, to_yaml
 from phantom_mega.errors import UserError
 
 
@@ -17,9 +17,9 @@ def recipe(tmp_path):
 
 
 def test_field_names_are_unique_over_all_sections_and_documented():
-    names = [path.split(".")[1] for path in fields()]
+    names = [path.split(".")[1] for path in RUN.fields]
     assert len(set(names)) == len(names) == sum(len(dataclasses.fields(s.type)) for s in sections())
-    assert all(len(doc) > 10 for doc in fields().values())
+    assert all(len(doc) > 10 for doc in RUN.fields.values())
 
 
 def sections():
@@ -43,7 +43,7 @@ def test_both_spellings_mean_the_same(recipe):
 
 
 def test_flags_of_booleans_take_no_word_that_follows():
-    assert parse_overrides(["--bf16", "train.seed=3", "--no-progress-bar", "--bf16", "false"]) == [
+    assert RUN.parse_overrides(["--bf16", "train.seed=3", "--no-progress-bar", "--bf16", "false"]) == [
         "precision.bf16=True", "train.seed=3", "train.progress_bar=False", "precision.bf16=false",
     ]  # fmt: skip
 
@@ -78,7 +78,7 @@ def test_a_recipe_that_names_itself_is_refused(tmp_path):
         load_run_config(tmp_path / "loop.yaml")
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", RUN.names())
 def test_every_shipped_recipe_loads_and_round_trips(name, tmp_path):
     config = load_run_config(name)
     (tmp_path / "again.yaml").write_text(to_yaml(config))

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from phantom_mega.conditioning.cache import FeatureWriter, identity, scan, write_index
 from phantom_mega.conditioning.head import InputHead
 from phantom_mega.config import RunConfig
-from phantom_mega.config_io import load_run_config, recipe_names
+from phantom_mega.config_io import RUN, load_run_config
 from phantom_mega.data.index import TripletIndex
 from phantom_mega.data.loader import PackLoader
 from phantom_mega.data.plan import Pack, PackPlan
@@ -131,7 +131,7 @@ def _encode(remaining: Remaining, head: InputHead, writer: FeatureWriter, config
 def main() -> int:
     """Parse, encode; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help=f"a recipe ({', '.join(recipe_names())}) or a path to one")
+    parser.add_argument("--config", required=True, help=f"a recipe ({', '.join(RUN.names())}) or a path to one")
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="of the cache; made if missing")
     parser.add_argument("--part", type=int, default=int(os.environ.get("RANK", 0)), help="this process's [RANK, or 0]")
     parser.add_argument("--parts", type=int, default=int(os.environ.get("WORLD_SIZE", 1)), help="[WORLD_SIZE, or 1]")
