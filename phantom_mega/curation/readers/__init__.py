@@ -7,6 +7,7 @@ stage for each table. What is missing, damaged or wrong becomes a rejected row a
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -51,11 +52,13 @@ CATEGORY_WORDS = {
     "bear elephant monkey rabbit squirrel deer duck chicken insect butterfly snake turtle frog whale shark wolf fox",
     "clothes": "shirt dress jacket coat hat cap suit top sweater hoodie pants jeans skirt shorts shoes boots scarf tie "
     "gloves uniform vest blouse robe clothes clothing glasses sunglasses helmet necklace earrings watch",
-    "product": "car truck bus bicycle bike motorcycle boat ship train airplane phone laptop computer camera bottle cup "
-    "bag backpack chair table sofa guitar piano microphone book knife ball toy box television lamp umbrella bowl plate",
+    "product": "car taxi cab van truck bus bicycle bike motorcycle scooter boat ship train airplane phone laptop "
+    "computer camera bottle cup bag backpack chair table sofa guitar piano microphone book knife ball toy box "
+    "television lamp umbrella bowl plate",
     "landmark": "building house tower bridge church temple castle monument statue street road city park garden beach "
     "mountain river lake forest field stadium kitchen room skyline",
 }
+_AFTER_THE_HEAD = {"in", "on", "with", "at", "by", "near", "behind", "under", "wearing", "holding", "riding", "who"}
 _CATEGORY_OF = {word: category for category, words in CATEGORY_WORDS.items() for word in words.split()}
 
 
@@ -111,9 +114,11 @@ class Annotation:
 
 
 def category_of(phrase: str) -> str:
-    """One of `data.schema.CATEGORIES` for a noun phrase, by the last of its words that is known."""
+    """One of `data.schema.CATEGORIES` for a noun phrase: by its last known word before what it is in, on or with."""
     words = "".join(letter if letter.isalpha() else " " for letter in phrase.lower()).split()
-    return next((_CATEGORY_OF[word] for word in reversed(words) if word in _CATEGORY_OF), "others")
+    head = list(itertools.takewhile(lambda word: word not in _AFTER_THE_HEAD, words))
+    found = (_CATEGORY_OF[word] for part in (head, words) for word in reversed(part) if word in _CATEGORY_OF)
+    return next(found, "others")
 
 
 def find_videos(folder: str | Path) -> dict[str, str]:
@@ -344,9 +349,11 @@ def stages(settings: Any, list_clips: Callable[[Any], Iterable[Row]], parser: Ca
 
 
 def unique(rows: Iterable[Row]) -> Iterator[Row]:
-    """Rows whose clip was not seen before."""
+    """Rows; an accepted one whose clip was accepted before is rejected."""
     seen = set()
     for row in rows:
-        if row["clip_id"] not in seen:
+        if row.get("accepted", True):
+            if row["clip_id"] in seen:
+                row = verdict(row, "listed twice")
             seen.add(row["clip_id"])
-            yield row
+        yield row

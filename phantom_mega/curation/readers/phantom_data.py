@@ -77,7 +77,7 @@ def read_pairs(value: Any) -> dict:
             value = json.loads(value)
         except ValueError as error:
             raise Rejection(WRONG_FIELD, None, f"cross_pair is no JSON ({error})") from None
-    if isinstance(value, list):
+    if isinstance(value, list) and all(isinstance(one, tuple) and len(one) == 2 for one in value):
         value = dict(value)
     if not isinstance(value, dict):
         raise Rejection(WRONG_FIELD, None, f"cross_pair is {type(value).__name__}, not an object")
@@ -127,12 +127,14 @@ def list_clips(settings: PhantomDataSettings) -> Iterator[Row]:
             data = {"caption": row["caption"], "cross_pair": pairs, "paths": paths}
             yield annotation_row(vid, source_video(vid), videos.get(vid), json.dumps(data))
 
-    yield from unique(
-        itertools.chain(
-            targets(),
-            (annotation_row(vid, source_video(vid), path, "{}") for vid, path in others.items()),
-        )
-    )
+    listed: dict[str, bool] = {}
+    for row in unique(targets()):
+        listed[row["clip_id"]] = row.get("accepted", True) or listed.get(row["clip_id"], False)
+        yield row
+    for vid, path in others.items():
+        # References are cut from a clip whose own annotation is wrong, too.
+        if vid not in listed or (path and not listed[vid]):
+            yield annotation_row(vid, source_video(vid), path, "{}")
 
 
 def open_parser(settings: PhantomDataSettings) -> Callable[[Row], Annotation]:
