@@ -192,8 +192,10 @@ def main() -> int:
         import torch.distributed as dist
 
         dist.barrier()  # nobody writes before everybody has looked
-    mine = todo[placement.group :: placement.groups]
-    job.report(f"{len(cases)} case(s), {len(cases) - len(todo)} done before, {len(mine)} for this process")
+    # Shared out before looking at what is done: a process that starts late sees the others' first videos.
+    share = cases[placement.group :: placement.groups]
+    mine = [case for case in share if case in todo]
+    job.report(f"{len(cases)} case(s), {len(share)} for this process, {len(share) - len(mine)} of them done before")
     failed = generate_cases(pipe, mine, job, strict=placement.ranks_per_video > 1)
     if placement.leads:
         sheet = draw_sheet(cases, output) if args.cases else None  # one video's card is its sheet

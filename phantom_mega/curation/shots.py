@@ -73,7 +73,7 @@ def split_at(intervals: Iterable[tuple[int, int]], cuts: Iterable[int], merge: i
 def pieces_of(start: float, end: float, settings: ShotSettings) -> list[tuple[float, float]]:
     """A shot, trimmed, as pieces of equal length of at most `max_clip` seconds; none if it is too short."""
     start, end = start + settings.trim, end - settings.trim
-    if end - start < settings.min_clip:
+    if end - start < settings.min_clip - 1e-6:
         return []
     count = max(1, int(np.ceil((end - start) / settings.max_clip - 1e-9)))
     edges = np.linspace(start, end, count + 1)

@@ -17,14 +17,15 @@ LAUNCHER = str(REPOSITORY / "launchers/generate.py")
 SMALL = ["--size", "48*32", "--frame-num", "5", "--sample-steps", "2"]
 
 
-def start(*words, ranks=1, code=0):
+def start(*words, ranks=1, code=0, env=None):
     """Run the launcher; returns what it printed."""
     command = [sys.executable]
     if ranks > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     done = subprocess.run(
-        [*command, LAUNCHER, *map(str, words)], env=environment(), capture_output=True, text=True, timeout=240
-    )
+        [*command, LAUNCHER, *map(str, words)], env=environment() | (env or {}), capture_output=True, text=True,
+        timeout=240,
+    )  # fmt: skip
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr[-3000:]}"
     return done.stdout + done.stderr
 
@@ -57,7 +58,7 @@ def test_cases_are_spread_over_processes_and_one_over_several_gives_the_same_vid
     printed = start(*words, "--output", tmp_path / "spread", ranks=2, code=1)
     assert "failed: reference image 1" in printed
     again = start(*words, "--output", tmp_path / "spread", code=1)
-    assert "3 case(s), 2 done before, 1 for this process" in again
+    assert "3 case(s), 3 for this process, 2 of them done before" in again
     start(*words, "--output", tmp_path / "shared", "--ranks-per-video", 2, ranks=2, code=1)
     for folder in ("spread", "shared"):
         names = sorted(path.name for path in (tmp_path / folder).iterdir())
@@ -66,6 +67,15 @@ def test_cases_are_spread_over_processes_and_one_over_several_gives_the_same_vid
     for name in ("one", "none"):
         alone, shared = (read(tmp_path / folder / f"{name}.mp4")[0].astype(int) for folder in ("spread", "shared"))
         assert np.abs(alone - shared).mean() < 0.5
+
+
+def test_a_process_that_starts_when_others_have_finished_does_its_own_share(run, cases, images, tmp_path):
+    words = ["--checkpoint", run, *SMALL, "--cases", cases, "--image-root", images, "--output", tmp_path / "out"]
+    for rank, said in ((0, "3 case(s), 2 for this process"), (1, "3 case(s), 1 for this process")):
+        env = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+        assert said in start(*words, env=env, code=int("broken" in list(json.loads(cases.read_text()))[rank::2]))
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"one.mp4", "none.mp4", "broken.error.json", "contact_sheet.png"} <= names
 
 
 @pytest.fixture(scope="module")

@@ -100,11 +100,14 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     settings = {"runtime_env": {"env_vars": variables}, "logging_level": logging.ERROR, "include_dashboard": False}
     if os.environ.get("RAY_ADDRESS"):
         del settings["include_dashboard"]
-    else:
-        settings["num_cpus"] = num_cpus
+    else:  # "local": not the cluster that somebody else has started on this machine
+        settings |= {"num_cpus": num_cpus, "address": "local"}
     ray.init(log_to_driver=False, **settings)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    for handler in logging.getLogger("ray.data").handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.ERROR)
     try:
         yield
     finally:
@@ -166,7 +169,8 @@ def _on_ray(runner: PartRunner, folder: Path, parts: int, todo: Sequence[int]) -
         fn_constructor_args=(stage, folder, parts, runner.run, runner.retry),
         num_cpus=stage.num_cpus,
         num_gpus=stage.num_gpus or None,
-        concurrency=min(limit, len(todo)),
+        # One part at a time: a second one would wait at a busy worker while another is idle.
+        compute=ray.data.ActorPoolStrategy(size=min(limit, len(todo)), max_tasks_in_flight_per_actor=1),
     )
     for row in made.iter_rows():
         if row["error"]:
