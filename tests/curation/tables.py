@@ -8,6 +8,7 @@ from phantom_mega.curation.engine.part import PartRunner
 from phantom_mega.curation.engine.run import run_stage
 from phantom_mega.curation.engine.stage import Stage
 from phantom_mega.curation.engine.tables import Table, split
+from phantom_mega.curation.readers import COLUMNS
 from phantom_mega.data.decode import PyAVDecoder
 from phantom_mega.data.index import TripletIndex
 from phantom_mega.data.plan import PlannedSample
@@ -15,25 +16,11 @@ from phantom_mega.data.shards import ShardReader
 from phantom_mega.geometry import SampleShape, token_grid
 
 PARTS = 2
-_TEXT, _INT, _FLOAT, _BOX = pa.string(), pa.int32(), pa.float64(), pa.list_(pa.float64())
-_SUBJECT = pa.struct([("phrase", _TEXT), ("category", _TEXT), ("appearance", _TEXT)])
-SCHEMAS = {
-    "clips": {"clip_id": _TEXT, "video_id": _TEXT, "path": _TEXT, "start": _FLOAT, "end": _FLOAT, "fps": _FLOAT,
-              "width": _INT, "height": _INT},
-    "selected": {"clip_id": _TEXT},
-    "captions": {"clip_id": _TEXT, "caption": _TEXT, "scene": _TEXT, "behaviour": _TEXT},
-    "subjects": {"clip_id": _TEXT, "subjects": pa.list_(_SUBJECT)},
-    "crops": {"crop_id": _TEXT, "clip_id": _TEXT, "video_id": _TEXT, "path": _TEXT, "subject": _INT, "phrase": _TEXT,
-              "category": _TEXT, "time": _FLOAT, "box": _BOX, "width": _INT, "height": _INT,
-              "embedding": pa.list_(pa.float32()), "image": pa.binary(), "mask": pa.binary()},
-    "pairs": {"pair_id": _TEXT, "clip_id": _TEXT, "subject": _INT, "crop_id": _TEXT, "kind": _TEXT,
-              "similarity": _FLOAT},
-}  # fmt: skip
 
 
 def write_table(folder, name, rows, leave_out=()):
     """A stage's table of accepted rows."""
-    columns = tuple(pa.field(*item) for item in SCHEMAS[name].items() if item[0] not in leave_out)
+    columns = tuple(pa.field(*item) for item in COLUMNS[name].items() if item[0] not in leave_out)
     stage = Stage(name, columns, {}, None, None)
     rows = [{"accepted": True, "_input": bytes(16)} | row for row in rows]
     for part, members in enumerate(split(rows, stage, PARTS)):

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from phantom_mega.curation.transcode import TranscodeSettings, frame_rate, resample, transcode, whole_groups
+from phantom_mega.curation.transcode import TranscodeSettings, cut_frames, frame_rate, resample, transcode, whole_groups
 from phantom_mega.curation.video import VideoError, read_frames, to_rgb
 from phantom_mega.errors import UserError
 from tests.curation.clips import noise, real, write_video
@@ -81,6 +81,20 @@ def test_a_cut_holds_exactly_the_frames_of_its_shot(bikes):
     assert max(np.abs(a.astype(float) - b).mean() for a, b in zip(video, source, strict=True)) < 4
     assert max(abs(b - a - 0.04) for a, b in pairwise(times)) < 1.5e-3
     assert transcode(bikes, 76 / 25, 137 / 25, 25.0, SMALL).data == clip.data
+
+
+@pytest.mark.parametrize("off", [0.0, 0.002, -0.002])
+def test_cuts_that_are_a_little_off_catch_no_frame_of_the_next_shot(bikes, off):
+    times = [time for time, _ in cut_frames(bikes, 76 / 25 + off, 137 / 25 + off, 1 / 25)]
+    assert np.allclose(times, [*(i / 25 for i in range(76, 137)), 137 / 25 + off])
+
+
+def test_key_frames_are_the_encoders_own(bikes, tmp_path):
+    path = write_video(tmp_path / "v.mp4", noise(1, 60, 96, 128))  # with a key frame at every twelfth
+    clip = transcode(path, 0, 2.4, 25.0, SMALL)
+    with av.open(io.BytesIO(clip.data)) as container:
+        keys = [i for i, packet in enumerate(p for p in container.demux(video=0) if p.size) if packet.is_keyframe]
+    assert keys == [0, 16, 32, 48]
 
 
 def test_h264_in_mp4_is_cut_alike_and_gives_the_same_bytes_again(bikes):
