@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from phantom_mega.data.index import INDEX_NAME
+from phantom_mega.data.encode import encode_clip, encode_image, scaled_size
+from phantom_mega.data.publish import claim, is_complete, publish
 from phantom_mega.data.schema import Reference, ReferenceSource, Triplet
 from phantom_mega.data.shards import ShardWriter
 from phantom_mega.errors import UserError
@@ -93,12 +93,6 @@ def source_video(video_id: str, cache: Path | None = None) -> bytes:
         return archive.read(f"{VIDEO_FOLDER}/{SOURCE_VIDEOS[video_id]}")
 
 
-def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Even (height, width) of the same aspect with the shorter side at most `short_side` pixels; never enlarged."""
-    scale = min(1.0, short_side / min(height, width))
-    return 2 * round(height * scale / 2), 2 * round(width * scale / 2)
-
-
 def decode_video(data: bytes, short_side: int | None = None) -> np.ndarray:
     """All frames of a video as uint8 [F, H, W, 3], scaled to a shorter side of at most `short_side` pixels."""
     frames = []
@@ -112,40 +106,6 @@ def decode_video(data: bytes, short_side: int | None = None) -> np.ndarray:
 def load_annotations() -> dict:
     """The hand-written cuts, captions and boxes (`sample_annotations.json`)."""
     return json.loads(ANNOTATIONS.read_text(encoding="utf-8"))
-
-
-def encode_clip(frames: list[av.VideoFrame], fps: Fraction, short_side: int) -> tuple[bytes, int, int]:
-    """Scale frames and encode them as VP9 in WebM at a constant frame rate.
-
-    Args:
-        frames: decoded frames, in order.
-        fps: frames per second of the clip.
-        short_side: pixels of the shorter side; smaller clips keep their size.
-
-    Returns:
-        (bytes, height, width).
-    """
-    height, width = scaled_size(frames[0].height, frames[0].width, short_side)
-    buffer = io.BytesIO()
-    # bitexact: without it the muxer writes random identifiers, and no two runs give the same bytes.
-    with av.open(buffer, "w", format="webm", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libvpx-vp9", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        # One thread: the same bytes at any number of cores. No hidden frames: as many packets as frames.
-        stream.options = {"crf": "15", "b": "0", "cpu-used": "4", "g": "16", "auto-alt-ref": "0", "threads": "1"}
-        for i, frame in enumerate(frames):
-            scaled = frame.reformat(width, height, "yuv420p", interpolation="AREA")
-            scaled.pts, scaled.time_base = i, 1 / fps
-            container.mux(stream.encode(scaled))
-        container.mux(stream.encode())
-    return buffer.getvalue(), height, width
-
-
-def encode_image(image: Image.Image) -> bytes:
-    """JPEG bytes at quality 95 without chroma subsampling."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=95, subsampling=0)
-    return buffer.getvalue()
 
 
 def crop_reference(frame: av.VideoFrame, box: list[float]) -> Image.Image:
@@ -187,59 +147,20 @@ def prepare_samples(
     digest = hashlib.sha256(ANNOTATIONS.read_bytes() + made_from).hexdigest()
     splits = {split: [s for s in annotations["samples"] if s["split"] == split] for split in SPLITS}
     counts = {split: len(samples) for split, samples in splits.items()}
-    stale = [split for split, folder in SPLITS.items() if not _is_complete(output / folder, digest)]
+    stale = [split for split, folder in SPLITS.items() if not is_complete(output / folder, MARKER, digest)]
     if not stale:
         return counts
-    for split in stale:
-        _claim(output / SPLITS[split])
+    building = {split: claim(output / SPLITS[split], MARKER, WHEEL) for split in stale}
     videos = {video_id: _decode_frames(source_video(video_id, cache)) for video_id in SOURCE_VIDEOS}
     from phantom_mega.conditioning.text import load_tokenizer  # slow to import, and not needed where all is ready
 
     tokenizer = load_tokenizer(TOKENIZER)
     for split in stale:
-        building = output / SPLITS[split] / ".building"
-        shutil.rmtree(building, ignore_errors=True)
-        with ShardWriter(building, tokenizer=TOKENIZER) as writer:
+        with ShardWriter(building[split], tokenizer=TOKENIZER) as writer:
             for sample in tqdm(splits[split], desc=f"prepare {split}", unit="sample", disable=not progress):
                 _write_sample(writer, sample, annotations, videos, tokenizer, short_side)
-        _publish(building, output / SPLITS[split], digest)
+        publish(output / SPLITS[split], MARKER, WHEEL, digest)
     return counts
-
-
-def _is_complete(folder: Path, digest: str) -> bool:
-    try:
-        return json.loads((folder / MARKER).read_text())["digest"] == digest and (folder / INDEX_NAME).is_file()
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def _claim(folder: Path) -> None:
-    """Mark a new or empty folder as ours, so that a repeated run knows it; UserError if it is someone else's."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / MARKER).exists():
-            if any(folder.iterdir()):
-                raise UserError(f"{folder} holds something else; choose another --output or remove it first")
-            _mark(folder, None)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error}") from None
-
-
-def _mark(folder: Path, digest: str | None) -> None:
-    (folder / MARKER).write_text(json.dumps({"digest": digest, "source": WHEEL}) + "\n")
-
-
-def _publish(building: Path, folder: Path, digest: str) -> None:
-    """Move a finished split into its folder; at no moment is there an index beside shards that are not its own."""
-    _mark(folder, None)
-    (folder / INDEX_NAME).unlink(missing_ok=True)
-    for shard in folder.glob("shard-*.tar"):
-        shard.unlink()
-    for shard in building.glob("shard-*.tar"):
-        shard.rename(folder / shard.name)
-    (building / INDEX_NAME).rename(folder / INDEX_NAME)
-    building.rmdir()
-    _mark(folder, digest)
 
 
 def pair_kind(sample: dict, crop: dict, annotations: dict) -> str:
