@@ -21,12 +21,13 @@ import numpy as np
 
 from phantom_mega.curation.engine.stage import INPUT, Rejection, Row, Stage, verdict
 from phantom_mega.curation.engine.tables import Table
-from phantom_mega.errors import UserError
+from phantom_mega.errors import SetupError, UserError
 
 MAX_CRASHES = 2  # of a worker at one row, in one run
 CRASHED = "crashes the worker"
 FAILED = "failed"
-RETRIED = {CRASHED, FAILED}
+UNAVAILABLE = "model unavailable"  # of an endpoint that was down or overloaded
+RETRIED = {CRASHED, FAILED, UNAVAILABLE}
 
 
 @dataclass
@@ -146,26 +147,32 @@ class PartRunner:
             made = [self._rejected(row, Rejection(CRASHED, journal.starts[name]))]
         else:
             journal.start(name)
-            try:
-                if self._process is None:
-                    self._process = self.stage.open(self.stage.settings)
-                made = [
-                    {"reason": None, "score": None, "detail": None, "accepted": True} | one
-                    for one in self._process(row)
-                ]
-            except Rejection as rejection:
-                made = [self._rejected(row, rejection)]
-            except UserError as error:
-                made = [self._rejected(row, Rejection(FAILED, None, str(error)))]
-            except (KeyboardInterrupt, SystemExit, MemoryError):
-                raise
-            except Exception as error:  # one row's, whatever a decoder or a model does with it
-                detail = f"{type(error).__name__}: {error}"
-                summary.failures.append("".join(traceback.format_exception(error, limit=-3))[-1500:])
-                made = [self._rejected(row, Rejection(FAILED, None, detail[:500]))]
+            if self._process is None:  # what is missing here is a mistake of the settings, not of the row
+                self._process = self.stage.open(self.stage.settings)
+            made = self._processed(row, summary)
         made = [encode(one | {INPUT: name}) for one in made]
         journal.done(name, made)
         return made
+
+    def _processed(self, row: Row, summary: Summary) -> list[Row]:
+        """What a row becomes.
+
+        Raises:
+            SetupError: every other row would fail alike.
+        """
+        try:
+            return [
+                {"reason": None, "score": None, "detail": None, "accepted": True} | one for one in self._process(row)
+            ]
+        except Rejection as rejection:
+            return [self._rejected(row, rejection)]
+        except (SetupError, MemoryError):
+            raise
+        except UserError as error:
+            return [self._rejected(row, Rejection(FAILED, None, str(error)))]
+        except Exception as error:  # one row's, whatever a decoder or a model does with it
+            summary.failures.append("".join(traceback.format_exception(error, limit=-3))[-1500:])
+            return [self._rejected(row, Rejection(FAILED, None, f"{type(error).__name__}: {error}"[:500]))]
 
     def _rejected(self, row: Row, rejection: Rejection) -> Row:
         names = set(self.stage.schema.names)

@@ -1,5 +1,6 @@
 """Stages on a real Ray: what is done is left alone, what changed is made again, and a crash costs one row."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from phantom_mega.curation.engine.run import locked, ray_session, run_stage
 from phantom_mega.curation.engine.stage import Rejection, Stage
 from phantom_mega.curation.engine.tables import Table
-from phantom_mega.errors import UserError
+from phantom_mega.errors import SetupError, UserError
 from tests.training.conftest import REPOSITORY
 
 PARTS = 4
@@ -166,6 +167,27 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
     assert len(calls.read_text().split()) <= 20 + 2, "two workers lost the row that they were at"
     subprocess.run([*command, str(whole), str(calls)], cwd=REPOSITORY, env=environment, check=True, timeout=120)
     assert files(whole) == files(broken)
+
+
+def open_never(settings):
+    raise UserError("no such model")
+
+
+def open_locked(settings):
+    def refuse(row):
+        raise SetupError("the key is refused")
+
+    return refuse
+
+
+@pytest.mark.parametrize(("opened", "message"), [(open_never, "no such model"), (open_locked, "the key is refused")])
+def test_what_every_row_would_fail_at_ends_the_run_and_marks_no_row(ray, tmp_path, opened, message):
+    first, second, *_ = stages()
+    run_stage(first, tmp_path, PARTS, quiet=True)
+    with pytest.raises(UserError, match=message):
+        run_stage(dataclasses.replace(second, open=opened), tmp_path, PARTS, quiet=True)
+    assert not any((tmp_path / "half").glob("*.parquet"))
+    assert run_stage(second, tmp_path, PARTS, quiet=True).accepted == 10
 
 
 def test_mistakes_are_told(ray, tmp_path):
