@@ -1,9 +1,11 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,3 +38,36 @@ def sync(path: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def hidden_folder(target: Path) -> Path:
+    """A new hidden folder beside `target` to write to; those that killed writers left there are removed.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in target.parent.glob(f".{target.name}.writing-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f".{target.name}.writing-", dir=target.parent))
+
+
+def publish_folder(temporary: Path, target: Path) -> None:
+    """Give a `hidden_folder` its name, synced to disk; a folder of that name goes only when the new one is there.
+
+    All may read it who may read new files: `mkdtemp` and safetensors make what only their owner reads.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be renamed.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (*temporary.rglob("*"), temporary):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+        sync(path)
+    old = target.with_name(f".{target.name}.writing-replaced")
+    if target.exists():
+        os.rename(target, old)
+    os.rename(temporary, target)
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)

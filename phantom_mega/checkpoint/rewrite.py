@@ -15,7 +15,6 @@ import json
 import os
 import pickle
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from phantom_mega.checkpoint.compare import difference
 from phantom_mega.checkpoint.reader import CheckpointReader, TensorEntry
 from phantom_mega.checkpoint.sharding import ModelParallelLayout, Part, weight_key
 from phantom_mega.errors import UserError
-from phantom_mega.files import sync
+from phantom_mega.files import hidden_folder, publish_folder
 
 OPTIMIZER, EMA, MAIN = "optimizer.", "optimizer.state.ema.", "optimizer.state.param."
 _COPIED = ("metadata.json",)
@@ -208,13 +207,9 @@ def new_checkpoint(target: Path, overwrite: bool = False, source: Path | None = 
     _check_target(target, overwrite, source)
     temporary = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in target.parent.glob(f".{target.name}.writing-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.writing-", dir=target.parent))
-        temporary.chmod(0o777 & ~_umask())
+        temporary = hidden_folder(target)
         yield temporary
-        _publish(temporary, target)
+        publish_folder(temporary, target)
     except OSError as error:
         raise UserError(f"{target} could not be written: {error.strerror or error}; nothing was changed") from None
     finally:
@@ -320,21 +315,3 @@ def _check_target(target: Path, overwrite: bool, source: Path | None) -> None:
         raise UserError(f"{target} is there already; name another folder, or replace it with --overwrite")
     if not (target / folder.STATE).is_file():
         raise UserError(f"{target} is not a checkpoint, so --overwrite does not replace it; name another folder")
-
-
-def _publish(temporary: Path, target: Path) -> None:
-    """Put the new checkpoint in its place; an older one goes only when the new one is there."""
-    for path in (*temporary.iterdir(), temporary):
-        sync(path)
-    old = target.with_name(f".{target.name}.writing-replaced")
-    if target.exists():
-        os.rename(target, old)
-    os.rename(temporary, target)
-    sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +28,7 @@ from phantom_mega.checkpoint.reader import CheckpointReader
 from phantom_mega.config import RunConfig, model_arguments
 from phantom_mega.config_io import load_run_config
 from phantom_mega.errors import UserError
-from phantom_mega.files import sync
+from phantom_mega.files import hidden_folder, publish_folder
 from phantom_mega.generation.load import INDEX, make_scheduler, pipeline_settings
 from phantom_mega.hf import PhantomTransformer3DModel
 from phantom_mega.hf.naming import hf_names, split_qkv
@@ -259,35 +257,17 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
     """
     _check_target(target, overwrite)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in target.parent.glob(f".{target.name}.writing-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.writing-", dir=target.parent))
+        temporary = hidden_folder(target)
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}") from None
     try:
         yield temporary
-        _settle(temporary)
-        old = target.with_name(f".{target.name}.writing-replaced")
-        if target.exists():
-            os.rename(target, old)
-        os.rename(temporary, target)
-        sync(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        publish_folder(temporary, target)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{target} could not be written: {reason}; nothing was changed") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _settle(temporary: Path) -> None:
-    """Bring a folder to disk, and let all read it who may: safetensors makes files that only their owner reads."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in (*temporary.rglob("*"), temporary):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-        sync(path)
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, save
 
-from phantom_mega.checkpoint import integrity
+from phantom_mega.checkpoint import integrity, rewrite
 from phantom_mega.config import ModelConfig, RunConfig, model_arguments
 from phantom_mega.config_io import to_yaml
 from phantom_mega.hf import PhantomTransformer3DModel
@@ -85,3 +85,17 @@ def describe(folder: Path, model: ModelConfig) -> None:
     (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}))
     (folder / "trainer_state.json").write_text(json.dumps({"iteration": 3, "consumed_samples": 6}))
     integrity.write_manifest(folder)
+
+
+def write_one_wrong_bit(monkeypatch, part: int) -> None:
+    """Let checkpoints be written with the last bit of that part's last value turned, as a bad disk does."""
+    save, count = rewrite._save, [0]
+
+    def save_wrong(whole, where, file):
+        count[0] += 1
+        if count[0] == part:
+            whole = whole.clone()
+            whole.view(torch.int32).view(-1)[-1] ^= 1
+        save(whole, where, file)
+
+    monkeypatch.setattr(rewrite, "_save", save_wrong)

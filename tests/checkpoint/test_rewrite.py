@@ -19,7 +19,7 @@ from phantom_mega.checkpoint.rewrite import Content
 from phantom_mega.checkpoint.sharding import ModelParallelLayout
 from phantom_mega.errors import UserError
 from tests.checkpoint.conftest import MODEL
-from tests.checkpoint.helpers import write_checkpoint
+from tests.checkpoint.helpers import write_checkpoint, write_one_wrong_bit
 
 LAYOUT = ModelParallelLayout(MODEL.num_layers, tensor=2, pipeline=2)
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -94,16 +94,7 @@ def test_dtype_casts_weights_and_nothing_else(pristine, tmp_path):
 
 
 def test_verification_sees_a_single_wrong_bit_and_nothing_is_published(pristine, tmp_path, monkeypatch):
-    save, count = rewrite._save, [0]
-
-    def save_wrong(whole, part, file):
-        count[0] += 1
-        if count[0] == 50:
-            whole = whole.clone()
-            whole.view(torch.int32).view(-1)[-1] ^= 1
-        save(whole, part, file)
-
-    monkeypatch.setattr(rewrite, "_save", save_wrong)
+    write_one_wrong_bit(monkeypatch, part=50)
     with pytest.raises(UserError, match=r"verification failed: .*: 1 of [\d,]+ values differ"):
         write(pristine, tmp_path / "new", verify=True)
     assert list(tmp_path.iterdir()) == []

@@ -25,6 +25,7 @@ class Hub:
         files: by repository and path.
         visibility: of repositories, as they were created.
         downloads: paths that were read.
+        writes: addresses that were written to.
         refuse: status with which every write is answered.
     """
 
@@ -32,6 +33,7 @@ class Hub:
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
     visibility: dict[str, str | None] = field(default_factory=dict)
     downloads: list[str] = field(default_factory=list)
+    writes: list[str] = field(default_factory=list)
     refuse: int | None = None
 
 
@@ -57,6 +59,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def do_POST(self):
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             path = urlsplit(self.path).path
+            hub.writes.append(path)
             if hub.refuse:
                 return self.json({"error": "not today"}, hub.refuse)
             if path == "/api/repos/create":

@@ -18,6 +18,7 @@ from phantom_mega.hf import PhantomTransformer3DModel
 from phantom_mega.hf.naming import hf_names, split_qkv
 from phantom_mega.release import importing
 from phantom_mega.release.base_models.plan import target_shapes
+from tests.checkpoint.helpers import write_one_wrong_bit
 
 MODEL = ModelConfig(
     num_layers=4, hidden_size=64, num_attention_heads=4, ffn_hidden_size=128, latent_channels=4, text_dim=24,
@@ -189,16 +190,7 @@ def test_what_is_no_release_is_refused(tmp_path):
 
 
 def test_verification_sees_a_single_wrong_bit_and_nothing_is_published(release, tmp_path, monkeypatch):
-    save, count = rewrite._save, [0]
-
-    def save_wrong(whole, part, file):
-        count[0] += 1
-        if count[0] == 20:
-            whole = whole.clone()
-            whole.view(torch.int32).view(-1)[-1] ^= 1
-        save(whole, part, file)
-
-    monkeypatch.setattr(rewrite, "_save", save_wrong)
+    write_one_wrong_bit(monkeypatch, part=20)
     with pytest.raises(UserError, match=r"verification failed: .*: 1 of [\d,]+ values differ"):
         bring_in(release, tmp_path / "new", verify=True)
     assert list(tmp_path.iterdir()) == []

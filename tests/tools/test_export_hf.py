@@ -1,16 +1,14 @@
 """tools/export_hf.py on the command line: export, proof, refusals, memory."""
 
-import http.server
-import json
 import subprocess
 import sys
-import threading
 
 import pytest
 
 from phantom_mega.config import ModelConfig
 from tests.checkpoint.helpers import all_weights, write_checkpoint
 from tests.generation.conftest import run  # noqa: F401 (a fixture)
+from tests.release.hub import serve
 from tests.training.conftest import REPOSITORY, environment
 
 MODEL = ModelConfig(num_layers=2, hidden_size=64, num_attention_heads=2, ffn_hidden_size=128, latent_channels=48)
@@ -79,31 +77,11 @@ def test_memory_is_bounded_by_a_shard_and_not_by_the_model(tmp_path):
     assert total > 140 << 20 and extra < (2 * 20 + 3 * 16 + 32) << 20
 
 
-class _Hub(http.server.BaseHTTPRequestHandler):
-    """A hub that knows nobody."""
-
-    def do_POST(self):
-        self.server.calls.append(self.path)
-        self.send_response(401)
-        self.end_headers()
-        self.wfile.write(json.dumps({"error": "Invalid credentials"}).encode())
-
-    def do_GET(self):
-        self.do_POST()
-
-    def log_message(self, *args):
-        pass
-
-
 def test_an_upload_that_the_hub_refuses_keeps_the_export(checkpoint, tmp_path):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    server.calls = []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        address = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_x"}
+    with serve() as hub:
+        hub.refuse = 401  # it knows nobody
+        address = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_x"}
         words = [checkpoint, tmp_path / "out", "--skip-verify", "--push-to-hub", "me/model"]
         printed = tool(*words, code=1, env=address)
-    finally:
-        server.shutdown()
     assert "is exported, but me/model was not uploaded" in printed and "Traceback" not in printed
-    assert "/api/repos/create" in server.calls and (tmp_path / "out/model_index.json").is_file()
+    assert "/api/repos/create" in hub.writes and (tmp_path / "out/model_index.json").is_file()

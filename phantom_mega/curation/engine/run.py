@@ -195,9 +195,7 @@ def _places(stage: Stage) -> int:
 def _run_at_once(runner: PartRunner, parts: int, result: Result) -> None:
     """A stage that sees all rows, or makes the first ones."""
     stage = runner.stage
-    made_from = [runner.made_from(part) for part in range(parts)]
-    digest = b"+".join(sorted(set(made_from))) if stage.whole else made_from[0]
-    digest = hashlib.sha256(digest).hexdigest().encode()
+    digest = hashlib.sha256(b"".join(runner.made_from(part) for part in range(parts))).hexdigest().encode()
     rows: list[Row] | None = None
     if stage.whole:
         stamps = [runner.table.stamp(part) for part in range(parts)]
