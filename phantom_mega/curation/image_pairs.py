@@ -26,8 +26,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from phantom_mega.curation import samples, write
+from phantom_mega.curation.categories import category_of
+from phantom_mega.curation.columns import fields_of
 from phantom_mega.curation.engine.stage import Rejection, Row, Stage, verdict
-from phantom_mega.curation.readers import COLUMNS, LONGEST_SIDE, WRONG_FIELD, category_of, get
+from phantom_mega.curation.readers import LONGEST_SIDE, WRONG_FIELD, get
 from phantom_mega.curation.samples import SampleSettings, sample_key, split_videos
 from phantom_mega.curation.transcode import EncodedClip
 from phantom_mega.data.encode import encode_image, scaled_size
@@ -313,7 +315,7 @@ def stages(settings: ImagePairSettings, folder: Path) -> list[Stage]:
     """
     text, whole = pa.string(), pa.int64()
     images = {"image_id": text, "source": text, "path": text, "group": whole, "text": text}
-    crops = tuple(pa.field(name, kind) for name, kind in COLUMNS["crops"].items() if name != "mask")
+    crops = fields_of("crops", "mask")
     encode = functools.partial(_encoded, folder=str(folder))
     made = [("samples", samples.COLUMNS, _sample), ("crops", crops, _crops), ("encoded", write.COLUMNS, encode)]
     names = tuple(pa.field(*one) for one in images.items())

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from phantom_mega.curation.columns import fields_of
 from phantom_mega.curation.engine.stage import Rejection, Row, Stage
 from phantom_mega.curation.video import VideoError, read_frames, to_rgb
 from phantom_mega.errors import UserError
@@ -195,6 +196,7 @@ def open_clips(settings: ShotSettings):
 def clips_of(shot: Row, video: Row, settings: ShotSettings) -> list[Row]:
     """Clips of one shot, or the shot as a rejected one."""
     known = {name: video[name] for name in ("video_id", "path", "fps", "width", "height")}
+    known["shot_id"] = shot["shot_id"]
     pieces = pieces_of(shot["start"], shot["end"], settings)
     if not pieces:
         length = shot["end"] - shot["start"]
@@ -210,14 +212,13 @@ def stages(settings: ShotSettings) -> list[Stage]:
     """`shots` and `clips`."""
     span = (pa.field("start", pa.float64()), pa.field("end", pa.float64()))
     video, text = pa.field("video_id", pa.string()), pa.string()
-    size = (pa.field("fps", pa.float64()), pa.field("width", pa.int32()), pa.field("height", pa.int32()))
     return [
         Stage(
             "shots", (pa.field("shot_id", text), video, *span, pa.field("frames", pa.int64())),
             {"videos": ("video_id", "path", "fps", "width", "height")}, settings, ShotFinder,
         ),
         Stage(
-            "clips", (pa.field("clip_id", text), video, pa.field("path", text), *span, *size),
+            "clips", fields_of("clips"),
             {"shots": ("shot_id", "video_id", "start", "end"),
              "videos": ("video_id", "path", "fps", "width", "height")}, settings, open_clips, whole=True,
         ),

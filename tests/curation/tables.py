@@ -2,13 +2,11 @@
 
 from collections import Counter
 
-import pyarrow as pa
-
+from phantom_mega.curation.columns import fields_of
 from phantom_mega.curation.engine.part import PartRunner
 from phantom_mega.curation.engine.run import run_stage
 from phantom_mega.curation.engine.stage import Stage
 from phantom_mega.curation.engine.tables import Table, split
-from phantom_mega.curation.readers import COLUMNS
 from phantom_mega.data.decode import PyAVDecoder
 from phantom_mega.data.index import TripletIndex
 from phantom_mega.data.plan import PlannedSample
@@ -20,8 +18,7 @@ PARTS = 2
 
 def write_table(folder, name, rows, leave_out=()):
     """A stage's table of accepted rows."""
-    columns = tuple(pa.field(*item) for item in COLUMNS[name].items() if item[0] not in leave_out)
-    stage = Stage(name, columns, {}, None, None)
+    stage = Stage(name, fields_of(name, *leave_out), {}, None, None)
     rows = [{"accepted": True, "_input": bytes(16)} | row for row in rows]
     for part, members in enumerate(split(rows, stage, PARTS)):
         Table(folder, name, PARTS).write(part, members, stage.schema, b"by hand")

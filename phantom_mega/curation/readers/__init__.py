@@ -7,7 +7,6 @@ stage for each table. What is missing, damaged or wrong becomes a rejected row a
 from __future__ import annotations
 
 import io
-import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image
 
+from phantom_mega.curation.columns import fields_of
 from phantom_mega.curation.engine.stage import Rejection, Row, Stage, verdict
 from phantom_mega.curation.video import EXTENSIONS, VideoError, frames_at, probe, to_rgb
 from phantom_mega.data.encode import encode_image
@@ -28,38 +27,6 @@ LONGEST_SIDE = 512  # of a crop's image
 MISSING, UNREADABLE, WRONG_FIELD = "video missing", "video unreadable", "wrong field"
 OUT_OF_RANGE, NO_CAPTION = "box out of range", "no caption"
 ONLY_REFERENCE, PART = "reference only", "part cut off"
-_TEXT, _INT, _FLOAT = pa.string(), pa.int32(), pa.float64()
-_SUBJECT = pa.struct([("phrase", _TEXT), ("category", _TEXT), ("appearance", _TEXT)])
-COLUMNS = {
-    "annotations": {"clip_id": _TEXT, "video_id": _TEXT, "path": _TEXT, "bytes": pa.int64(), "data": _TEXT},
-    "clips": {"clip_id": _TEXT, "video_id": _TEXT, "path": _TEXT, "start": _FLOAT, "end": _FLOAT, "fps": _FLOAT,
-              "width": _INT, "height": _INT},
-    "selected": {"clip_id": _TEXT},
-    "captions": {"clip_id": _TEXT, "caption": _TEXT, "scene": _TEXT, "behaviour": _TEXT},
-    "subjects": {"clip_id": _TEXT, "subjects": pa.list_(_SUBJECT)},
-    "crops": {"crop_id": _TEXT, "clip_id": _TEXT, "video_id": _TEXT, "path": _TEXT, "subject": _INT, "phrase": _TEXT,
-              "category": _TEXT, "time": _FLOAT, "box": pa.list_(_FLOAT), "width": _INT, "height": _INT,
-              "embedding": pa.list_(pa.float32()), "image": pa.binary(), "mask": pa.binary()},
-    "pairs": {"pair_id": _TEXT, "clip_id": _TEXT, "subject": _INT, "crop_id": _TEXT, "kind": _TEXT,
-              "similarity": _FLOAT},
-}  # fmt: skip
-# Heads of phrases; what is not among them is `others`. Annotations without categories are told apart by these.
-CATEGORY_WORDS = {
-    "human": "person people man men woman women boy boys girl girls child children baby individual human head face "
-    "player singer chef worker driver rider cyclist soldier doctor student teacher dancer host reporter lady gentleman "
-    "actor actress model guy crowd couple speaker officer fisherman guest athlete musician",
-    "animal": "animal dog dogs puppy cat cats kitten bird birds horse horses cow cows fish sheep goat pig lion tiger "
-    "bear elephant monkey rabbit squirrel deer duck chicken insect butterfly snake turtle frog whale shark wolf fox",
-    "clothes": "shirt dress jacket coat hat cap suit top sweater hoodie pants jeans skirt shorts shoes boots scarf tie "
-    "gloves uniform vest blouse robe clothes clothing glasses sunglasses helmet necklace earrings watch",
-    "product": "car taxi cab van truck bus bicycle bike motorcycle scooter boat ship train airplane phone laptop "
-    "computer camera bottle cup bag backpack chair table sofa guitar piano microphone book knife ball toy box "
-    "television lamp umbrella bowl plate",
-    "landmark": "building house tower bridge church temple castle monument statue street road city park garden beach "
-    "mountain river lake forest field stadium kitchen room skyline",
-}
-_AFTER_THE_HEAD = {"in", "on", "with", "at", "by", "near", "behind", "under", "wearing", "holding", "riding", "who"}
-_CATEGORY_OF = {word: category for category, words in CATEGORY_WORDS.items() for word in words.split()}
 
 
 @dataclass
@@ -111,14 +78,6 @@ class Annotation:
     crops: list[CropSpec] = field(default_factory=list)
     pairs: list[tuple[int, str, str, float]] = field(default_factory=list)
     part: list[float] | None = None
-
-
-def category_of(phrase: str) -> str:
-    """One of `data.schema.CATEGORIES` for a noun phrase: by its last known word before what it is in, on or with."""
-    words = "".join(letter if letter.isalpha() else " " for letter in phrase.lower()).split()
-    head = list(itertools.takewhile(lambda word: word not in _AFTER_THE_HEAD, words))
-    found = (_CATEGORY_OF[word] for part in (head, words) for word in reversed(part) if word in _CATEGORY_OF)
-    return next(found, "others")
 
 
 def find_videos(folder: str | Path) -> dict[str, str]:
@@ -269,7 +228,8 @@ def _captions(row: Row, annotation: Annotation) -> list[Row]:
 
 
 def _subjects(row: Row, annotation: Annotation) -> list[Row]:
-    found = [{"phrase": phrase, "category": kind, "appearance": ""} for phrase, kind in annotation.subjects]
+    known = {"appearance": "", "identity": None}
+    found = [{"phrase": phrase, "category": kind} | known for phrase, kind in annotation.subjects]
     return [{"clip_id": row["clip_id"], "subjects": found}]
 
 
@@ -336,15 +296,12 @@ def stages(settings: Any, list_clips: Callable[[Any], Iterable[Row]], parser: Ca
         parser: from the settings to the function that reads an annotation; module-level. It may raise `Rejection`.
     """
 
-    def columns(name: str) -> tuple[pa.Field, ...]:
-        return tuple(pa.field(column, kind) for column, kind in COLUMNS[name].items())
-
-    made = [Stage("annotations", columns("annotations"), {}, settings, None, source=list_clips)]
+    made = [Stage("annotations", fields_of("annotations"), {}, settings, None, source=list_clips)]
     for name in TABLES:
         inputs = {"annotations": ("clip_id", "video_id", "path", "bytes", "data")}
         if name == "selected":
             inputs["clips"] = ("clip_id", "width", "height")
-        made.append(Stage(name, columns(name), inputs, settings, Opener(name, parser)))
+        made.append(Stage(name, fields_of(name), inputs, settings, Opener(name, parser)))
     return made
 
 

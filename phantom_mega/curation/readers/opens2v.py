@@ -28,13 +28,13 @@ from typing import Any
 
 import numpy as np
 
+from phantom_mega.curation.categories import category_of
 from phantom_mega.curation.engine.stage import Rejection, Row, Stage, verdict
 from phantom_mega.curation.readers import (
     WRONG_FIELD,
     Annotation,
     CropSpec,
     annotation_row,
-    category_of,
     find_videos,
     four_numbers,
     get,

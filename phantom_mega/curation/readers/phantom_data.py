@@ -25,13 +25,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from phantom_mega.curation.categories import category_of
 from phantom_mega.curation.engine.stage import Rejection, Row, Stage, verdict
 from phantom_mega.curation.readers import (
     WRONG_FIELD,
     Annotation,
     CropSpec,
     annotation_row,
-    category_of,
     find_videos,
     four_numbers,
     get,

@@ -10,13 +10,12 @@ import pytest
 from phantom_mega.curation import samples, write
 from phantom_mega.curation.engine.stage import Rejection
 from phantom_mega.curation.engine.tables import Table
-from phantom_mega.curation.readers import category_of, find_videos, fractions_of
+from phantom_mega.curation.readers import find_videos, fractions_of
 from phantom_mega.curation.readers.phantom_data import PhantomDataSettings, list_clips, read_pairs, reader, source_video
 from phantom_mega.curation.samples import SampleSettings, sample_key
 from phantom_mega.curation.transcode import TranscodeSettings
 from phantom_mega.curation.video import frames_at, to_rgb
 from phantom_mega.curation.write import WriteSettings, write_shards
-from phantom_mega.data.schema import CATEGORIES
 from phantom_mega.errors import UserError
 from tests.curation.clips import noise, real, write_video
 from tests.curation.tables import PARTS, decode_all, run_here
@@ -128,15 +127,6 @@ def test_boxes_may_reach_a_little_out_of_their_picture_and_no_further():
     for wrong in ([-5, 0, 50, 50], [0, 0, 50, 60], [50, 0, 50, 50], [60, 0, 50, 50], [101, 0, 102, 50]):
         with pytest.raises(Rejection, match="box out of range"):
             fractions_of(wrong, (100, 50))
-
-
-def test_phrases_have_the_category_of_their_head():
-    found = {
-        phrase: category_of(phrase)
-        for phrase in ("A woman's red dress", "two Dogs", "an old man in a suit", "quasar", "")
-    }
-    assert list(found.values()) == ["clothes", "animal", "human", "others", "others"]
-    assert set(found.values()) < set(CATEGORIES)
 
 
 def test_mistakes_are_told(source, tmp_path):
