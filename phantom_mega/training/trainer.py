@@ -5,6 +5,7 @@ Reading order: `Trainer.train`, `Trainer.step`, then `batch.py` (what is trained
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -119,30 +120,29 @@ class Trainer:
             self.say(f"nothing to do: {self.iteration} of {train.train_iters} iterations are done")
             return 0
         self.say(str(self.source.plan.report(0)))
-        self.log = RunLog(self.folder, train, self.iteration, active=self._writes_log())
-        self.source.open(self.consumed_samples)
-        try:
-            with StopSignals() as signals:
-                while self.iteration < train.train_iters:
-                    self.watch.progress("training")
-                    self.log.iteration(self.step())
-                    if self.saver:
-                        self.saver.poll()
-                    if train.save_interval and self.iteration % train.save_interval == 0:
-                        self.save()
-                    reason = self._stop_reason(signals, self.iteration - first, time.monotonic() - started)
-                    if reason and self.iteration < train.train_iters:
-                        self.save()
-                        self._finish_save()
-                        self.say(f"stopped at iteration {self.iteration}: {reason}")
-                        return EXIT_RESUMABLE
+        # From before the first file of the run on, and until the last one is whole: a signal is never a kill.
+        with StopSignals() as signals, contextlib.ExitStack() as closing:
+            self.log = RunLog(self.folder, train, self.iteration, active=self._writes_log())
+            closing.callback(self.log.close)
+            closing.callback(self.source.close)
+            closing.callback(self.watch.stop)
+            self.source.open(self.consumed_samples)
+            while self.iteration < train.train_iters:
+                self.watch.progress("training")
+                self.log.iteration(self.step())
+                if self.saver:
+                    self.saver.poll()
+                if train.save_interval and self.iteration % train.save_interval == 0:
+                    self.save()
+                reason = self._stop_reason(signals, self.iteration - first, time.monotonic() - started)
+                if reason and self.iteration < train.train_iters:
+                    self.save()
+                    self._finish_save()
+                    self.say(f"stopped at iteration {self.iteration}: {reason}")
+                    return EXIT_RESUMABLE
             self.save()
             self._finish_save()
             return 0
-        finally:
-            self.watch.stop()
-            self.source.close()
-            self.log.close()
 
     def _finish_save(self) -> None:
         if self.saver:

@@ -3,6 +3,7 @@
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from phantom_mega.metrics import read_metrics
-from tests.training.conftest import command, environment, train
+from tests.training.conftest import REPOSITORY, command, environment, train
 
 GOLDEN = Path(__file__).with_name("golden_losses.txt")
 
@@ -61,6 +62,22 @@ def test_sigterm_saves_and_exits_and_the_next_start_goes_on(finished, data_set, 
     assert process.returncode == 75 and "received SIGTERM" in printed, printed
     train(data_set, tmp_path)
     assert losses(tmp_path) == losses(finished[0])
+
+
+def test_a_signal_from_the_first_file_of_the_run_on_is_no_kill(data_set, tmp_path):
+    code = (
+        "import os, runpy, signal\n"
+        "from phantom_mega.training.source import BatchSource\n"
+        "was = BatchSource.open\n"
+        "BatchSource.open = lambda self, at: (os.kill(os.getpid(), signal.SIGTERM), was(self, at))\n"
+        "runpy.run_path('launchers/train.py', run_name='__main__')"
+    )
+    words = command(data_set, tmp_path)[2:]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=REPOSITORY, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 75, done.stdout + done.stderr
+    assert "stopped at iteration 1: received SIGTERM" in done.stdout
 
 
 def test_finetune_takes_the_weights_and_starts_anew(finished, data_set, tmp_path):
