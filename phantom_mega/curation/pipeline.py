@@ -65,7 +65,7 @@ def run(
     chosen = choose(stages(source, config), only)
     folder = output / TABLES
     with locked(output):
-        _keep_layout(folder, config.engine.parts)
+        _keep_layout(output, config.engine.parts)
         with ray_session(config.engine.num_cpus or None):
             results = []
             for stage in chosen:
@@ -75,24 +75,36 @@ def run(
     return results
 
 
-def _keep_layout(folder: Path, parts: int) -> None:
+def parts_of(output: Path) -> int:
+    """Number of files of each table of an output.
+
+    Raises:
+        UserError: there are no tables.
+    """
+    path = output / TABLES / _LAYOUT
+    if not path.is_file():
+        raise UserError(f"{output} is no output of launchers/curate.py: there is no {path}")
+    try:
+        return int(json.loads(path.read_text())["parts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged; choose another output, or write the number of parts into it") from None
+
+
+def _keep_layout(output: Path, parts: int) -> None:
     """Rows lie in parts by their names: another number of parts would look for them elsewhere.
 
     Raises:
         UserError: the tables have another number of parts.
     """
-    path = folder / _LAYOUT
-    folder.mkdir(parents=True, exist_ok=True)
+    path = output / TABLES / _LAYOUT
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
         with whole_file(path) as temporary:
             temporary.write_text(json.dumps({"parts": parts}) + "\n")
-        return
-    try:
-        found = json.loads(path.read_text())["parts"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged; choose another output, or write the number of parts into it") from None
-    if found != parts:
-        raise UserError(f"{folder} has tables of {found} parts; set engine.parts={found}, or choose another output")
+    if (found := parts_of(output)) != parts:
+        raise UserError(
+            f"{path.parent} has tables of {found} parts; set engine.parts={found}, or choose another output"
+        )
 
 
 def funnel(output: Path, config: CurationConfig, source: str) -> list[tuple[str, int, dict[str, int]]]:
