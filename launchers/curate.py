@@ -1,15 +1,22 @@
-"""Curate: long videos to tables of clips that are worth training on; stages that are done are left alone.
+"""Curate: long videos to training shards of captioned clips with references from other shots.
 
 Examples:
-  python launchers/curate.py --input films/ --output curated
-  python launchers/curate.py --input list.txt --output curated shots.detector=transnet --max-clip 8
-  python launchers/curate.py --input films/ --output curated --stages selected selection.min_sharpness=30
+  python launchers/curate.py --input films/ --output curated captions.caption_backend=openai \\
+      captions.caption_endpoint=http://localhost:8000/v1 captions.caption_model=Qwen/Qwen2.5-VL-7B-Instruct
+  python launchers/curate.py --input films/ --output curated --caption-backend file --caption-file annotations.jsonl
+  python launchers/curate.py --input films/ --output curated                 # without captions: up to selected clips
+  python launchers/curate.py --input films/ --output curated --stages pairs samples encoded shards report \\
+      pairs.min_similarity=0.6                                               # another cut; no frame is read again
   python launchers/curate.py --input films/ --output curated --retry-failed
+  python launchers/curate.py --source phantom_data --input clips/ --output pd \\
+      phantom_data.annotations=koala36M_multi_ref_filtered.parquet
   RAY_ADDRESS=head:6379 python launchers/curate.py --input /data/films --output /data/curated    # on a Ray cluster
-  python launchers/curate.py --help-fields
+  python launchers/curate.py --help-fields                                   # every setting; also with --source
 
 Each stage is a table in OUTPUT/tables/STAGE/*.parquet; rejected rows are kept with the reason and what was measured, so
-that thresholds can be tuned without computing anything again. Settings are `section.field=value` or `--field value`.
+that thresholds can be tuned without computing anything again. What is done is left alone. The last steps write
+OUTPUT/shards/{train,validation}, which training reads, and OUTPUT/report.html. Settings are `section.field=value` or
+`--field value`. docs/curation.md explains every stage.
 """
 
 from __future__ import annotations
@@ -26,7 +33,8 @@ from phantom_mega.errors import UserError
 def main() -> int:
     """Parse, run, report; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", help="folder of videos, one video, or a text file with a path on each line")
+    parser.add_argument("--source", default="videos", help="videos, phantom_data, opens2v, image_pairs; default: videos")
+    parser.add_argument("--input", help="for videos: a folder, one video, or a text file with a path on each line")
     parser.add_argument("--output", type=Path, help="folder of all that is made")
     parser.add_argument("--config", default="default", help="recipe: default, tiny, or a path; default: default")
     parser.add_argument("--stages", nargs="+", metavar="STAGE", help="run these alone (those before them have run)")
@@ -36,20 +44,23 @@ def main() -> int:
     if args.stages:  # settings may follow the names of stages
         overrides += [word for word in args.stages if "=" in word]
         args.stages = [word for word in args.stages if "=" not in word]
-    from phantom_mega.curation.config import CURATION
-    from phantom_mega.curation.pipeline import funnel, run
+    from phantom_mega.curation.pipeline import TABLES, funnel, run
+    from phantom_mega.curation.sources import find_source
 
+    source = find_source(args.source)
     if args.help_fields:
-        print(CURATION.help_fields())
+        print(source.recipes.help_fields())
         return 0
     if not args.input or not args.output:
-        parser.error("--input and --output are needed")
-    config = CURATION.load(args.config, overrides)
-    run(args.input, args.output, config, args.stages, args.retry_failed, lambda line: print(line, flush=True))
-    print("\nstage       accepted  rejected")
-    for stage, accepted, reasons in funnel(args.output, config, args.input):
+        parser.error(f"--input ({source.about}) and --output are needed")
+    config = source.recipes.load(args.config, overrides)
+    run(args.input, args.output, source, config, args.stages, args.retry_failed, lambda line: print(line, flush=True))
+    print("\nstage         accepted  rejected")
+    for stage, accepted, reasons in funnel(
+        args.output, source.stages(args.input, config, args.output / TABLES), config.engine.parts
+    ):
         why = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
-        print(f"{stage:<10}{accepted:>10,}{sum(reasons.values()):>10,}  {why}")
+        print(f"{stage:<12}{accepted:>10,}{sum(reasons.values()):>10,}  {why}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The stages in their order, and a run of them."""
+"""A run: the stages of a source in their order, then the shards, then the report."""
 
 from __future__ import annotations
 
@@ -6,73 +6,89 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from phantom_mega.curation import measures, selection, shots, videos
-from phantom_mega.curation.config import CurationConfig
-from phantom_mega.curation.engine.run import Result, locked, ray_session, run_stage
+from phantom_mega.curation.engine.run import locked, ray_session, run_stage
 from phantom_mega.curation.engine.stage import Stage
 from phantom_mega.curation.engine.tables import Table
+from phantom_mega.curation.report import write_report
+from phantom_mega.curation.sources import Source
+from phantom_mega.curation.write import Written, write_shards
 from phantom_mega.errors import UserError
 from phantom_mega.files import whole_file
 
-TABLES = "tables"  # folder below the output
+TABLES, SHARDS = "tables", "shards"  # folders below the output
+LAST = ("shards", "report")  # steps that are no tables
 _LAYOUT = "layout.json"
 
 
-def stages(source: str, config: CurationConfig) -> list[Stage]:
-    """All stages, each after those that it reads."""
-    return [
-        *videos.stages(source, config.videos),
-        *shots.stages(config.shots),
-        measures.stage(config.measures),
-        selection.stage(config.selection),
-    ]
-
-
-def choose(all_stages: list[Stage], only: list[str] | None) -> list[Stage]:
-    """The stages that a user names, in their order; all by default.
+def choose(stages: list[Stage], only: list[str] | None) -> list[str]:
+    """The steps that a user names, in their order; all by default.
 
     Raises:
-        UserError: there is no such stage.
+        UserError: there is no such step.
     """
-    names = [stage.name for stage in all_stages]
+    names = [*(stage.name for stage in stages), *LAST]
     for name in only or []:
         if name not in names:
             raise UserError(f"there is no stage {name!r}; there are {', '.join(names)}")
-    return [stage for stage in all_stages if not only or stage.name in only]
+    return [name for name in names if not only or name in only]
+
+
+def without_captions(steps: list[str], config) -> list[str]:
+    """Steps up to the first one that needs captions, where nobody is named who writes them; and the report."""
+    settings = getattr(config, "captions", None)
+    if settings is None or settings.caption_backend != "none" or "captions" not in steps:
+        return steps
+    return [*steps[: steps.index("captions")], *(name for name in steps if name == "report")]
 
 
 def run(
-    source: str,
+    input_path: str,
     output: Path,
-    config: CurationConfig,
+    source: Source,
+    config,
     only: list[str] | None = None,
     retry: bool = False,
-    report: Callable[[str], None] = print,
-) -> list[Result]:
-    """Run stages on an input.
+    say: Callable[[str], None] = print,
+) -> None:
+    """Run steps on an input; each is left alone where it is done.
 
     Args:
-        source: folder of videos, a video, or a list of videos.
+        input_path: what the source takes.
         output: folder of all that is made; a run that ended early goes on in it.
-        config: of all stages.
-        only: names of stages to run; those before them must have run.
+        source: kind of the input.
+        config: the source's settings.
+        only: names of steps to run; those before them must have run.
         retry: make rows again that failed.
-        report: prints a line.
+        say: prints a line.
 
     Raises:
         UserError: bad input, a table that is missing or damaged, a full disk.
     """
-    chosen = choose(stages(source, config), only)
-    folder = output / TABLES
+    folder, parts = output / TABLES, config.engine.parts
+    stages = source.stages(input_path, config, folder)
+    steps = choose(stages, only)
+    chosen = steps if only else without_captions(steps, config)
     with locked(output):
-        _keep_layout(output, config.engine.parts)
+        _keep_layout(output, parts)
         with ray_session(config.engine.num_cpus or None):
-            results = []
-            for stage in chosen:
-                result = run_stage(stage, folder, config.engine.parts, retry)
-                report(result.line())
-                results.append(result)
-    return results
+            for stage in stages:
+                if stage.name in chosen:
+                    say(run_stage(stage, folder, parts, retry).line())
+        if "shards" in chosen:
+            say(_told(write_shards(folder, parts, output / SHARDS, config.write)))
+        if "report" in chosen:
+            say(f"report: {write_report(output, stages, config)}")
+    if chosen != steps:
+        say(
+            f"stopped before {steps[steps.index('captions')]}: captions.caption_backend=none. Name who describes the "
+            "clips (openai, transformers, file) and run again; what is done is not done again"
+        )
+
+
+def _told(written: Written) -> str:
+    counts = ", ".join(f"{count:,} {split} samples" for split, count in written.samples.items())
+    left_out = "".join(f"; left out: {reason} {count:,}" for reason, count in written.left_out.items())
+    return f"shards: {counts}{'' if written.made else ', done before'}{left_out}"
 
 
 def parts_of(output: Path) -> int:
@@ -107,12 +123,12 @@ def _keep_layout(output: Path, parts: int) -> None:
         )
 
 
-def funnel(output: Path, config: CurationConfig, source: str) -> list[tuple[str, int, dict[str, int]]]:
+def funnel(output: Path, stages: list[Stage], parts: int) -> list[tuple[str, int, dict[str, int]]]:
     """(stage, accepted rows, rejected rows by reason) of every stage that has run."""
     found = []
-    for stage in stages(source, config):
-        table = Table(output / TABLES, stage.name, config.engine.parts)
-        if all(table.path(part).is_file() for part in range(table.parts)):
+    for stage in stages:
+        table = Table(output / TABLES, stage.name, parts)
+        if all(table.path(part).is_file() for part in range(parts)):
             rows = table.read(["accepted", "reason"])
             counts = rows.filter(rows["reason"].is_valid())["reason"].value_counts().to_pylist()
             reasons = {entry["values"]: entry["counts"] for entry in counts}

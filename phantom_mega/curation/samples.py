@@ -66,7 +66,7 @@ class SampleSettings:
     validation_fraction: float = 0.01
     """Of the source videos, by a hash of their name."""
     validation_videos: list[str] = field(default_factory=list)
-    """Source videos that are in the validation split in any case."""
+    """Source videos that are in the validation split in any case: their files' names without ending, or whole ids."""
     seed: int = 0
     """Of that hash."""
 
@@ -89,7 +89,8 @@ def split_videos(video_ids: Sequence[str], settings: SampleSettings) -> dict[str
     draws = draw_uniform(hash_keys(video_ids), settings.seed, "validation")
     held = draws < settings.validation_fraction
     chosen = set(settings.validation_videos)
-    return {video: SPLITS[bool(out or video in chosen)] for video, out in zip(video_ids, held, strict=True)}
+    named = [bool({video, video.rpartition("-")[0]} & chosen) for video in video_ids]
+    return {video: SPLITS[bool(out or by_name)] for video, out, by_name in zip(video_ids, held, named, strict=True)}
 
 
 def best_pairs(pairs: Iterable[Row], most: int) -> list[Row]:
