@@ -66,7 +66,9 @@ def clip_sheet(path: str | Path, start: float, end: float, title: str, annotatio
     for time, frame in zip(times, frames_at(path, times), strict=True):
         image = Image.fromarray(to_rgb(frame))
         image = image.resize((FRAME_WIDTH, max(1, round(FRAME_WIDTH * image.height / image.width))))
-        frames.append((time, draw_grid(image) if annotation is None else draw_boxes(draw_grid(image), annotation, time)))
+        frames.append(
+            (time, draw_grid(image) if annotation is None else draw_boxes(draw_grid(image), annotation, time))
+        )
     lines: list[tuple[str, str]] = []
     if annotation is not None:
         lines = [(annotation.caption, INK)]
