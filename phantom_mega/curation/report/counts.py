@@ -141,7 +141,7 @@ def sum_samples(tables: Tables) -> dict[str, Sums]:
     if not tables.has("samples", *columns):
         return {}
     spans = ["start", "end"] if tables.has("samples", "start", "end") else []
-    columns = [*columns[:-1], "sources.list.element.kind", *spans]
+    columns = [*columns, *spans]
     found: dict[str, Sums] = {}
     videos: dict[str, set[str]] = {}
     clips: dict[str, list[pa.Array]] = {}

@@ -116,6 +116,9 @@ def histogram(values: np.ndarray, label: str, bins: int = 30, whole: bool = Fals
             textcoords="offset points", va="top", color=BAD, fontsize=8,
         )  # fmt: skip
         axes.set_ylim(0, counts.max() * 1.18 or 1)
+        if whole:
+            axes.set_xlim(min(edges[0], median - 5), max(edges[-1], median + 5))
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         _frame(axes, label)
 
     return draw
@@ -194,7 +197,6 @@ def precision_recall(curve: Curve, cut: float | None) -> Callable[[Axes], None]:
             axes.step(curve.cut, values, where="pre", color=colour, label=name, linewidth=1.6)
         if cut is not None:
             axes.axvline(cut, color=INK, linewidth=1.1, linestyle=(0, (4, 2)), label=f"cut {cut:g}")
-        axes.axhline(0.9, color=FAINT, linewidth=0.8, linestyle=":")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8, borderaxespad=0.2, handlelength=1.4)
         _frame(axes, "similarity at least")
         axes.set_ylim(0, 1.04)

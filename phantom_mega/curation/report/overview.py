@@ -82,8 +82,8 @@ def draw_panel(panel: Panel) -> Image.Image:
 
 def draw_strip(title: str, grid: Grid) -> Image.Image | None:
     """Some pairs of a grid, evenly taken, as a card of the whole width."""
-    step = 2 * TILE + 30
-    columns = (WIDTH - 4 * PAD) // step
+    columns = (WIDTH - 4 * PAD) // (2 * TILE + 4 + PAD)
+    step = (WIDTH - 4 * PAD + PAD) // columns
     count = min(len(grid.pairs), ROWS * columns)
     if not count:
         return None

@@ -157,7 +157,7 @@ def read_labels(tables: Tables) -> list[LabelledPair] | None:
     if not (tables.has("subjects") and tables.has("crops") and tables.has("pairs", *columns)):
         return None
     subjects: dict[tuple[str, int], str] = {}
-    for part in tables.read("subjects", ["clip_id", "subjects.list.element.identity"], True):
+    for part in tables.read("subjects", ["clip_id", "subjects"], True):
         for row in part.to_pylist():
             for number, subject in enumerate(row["subjects"] or ()):
                 if subject and subject["identity"]:

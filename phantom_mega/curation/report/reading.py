@@ -66,7 +66,7 @@ class Tables:
 
         Args:
             stage: that has run.
-            columns: `list.list.element.field` takes one field of a list of structs.
+            columns: of the table.
             accepted: keep accepted (True) or rejected rows (False) alone.
         """
         for part in range(self.parts):

@@ -103,12 +103,11 @@ def gather(tables: Tables, indexes: Sequence[TripletIndex]) -> Statistics:
     """
     found = Statistics()
     if tables.has("subjects", "subjects"):
-        for part in tables.read("subjects", ["subjects.list.element.category"], True):
+        for part in tables.read("subjects", ["subjects"], True):
             found.subjects_per_clip += tally(pc.list_value_length(part["subjects"]))
             found.categories += tally(flat(part["subjects"], "category"))
     if tables.has("samples", "references", "sources"):
-        sources = ["sources.list.element.category", "sources.list.element.kind"]
-        for part in tables.read("samples", ["references", *sources], True):
+        for part in tables.read("samples", ["references", "sources"], True):
             found.references_per_sample += tally(pc.list_value_length(part["references"]))
             found.kinds += kinds_by_category(part["sources"])
     if tables.has("boxes", "boxes"):
