@@ -5,6 +5,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from phantom_mega.curation.engine.stage import VERDICT
 from phantom_mega.curation.report.candidates import (
     candidates_of,
     choose_accepted,
@@ -19,12 +20,12 @@ from tests.curation.tables import PARTS, write_stage
 
 
 def pair(name, similarity, reason=None, kind="cross", face=None):
-    return {"pair_id": name, "clip_id": "c", "subject": 0, "crop_id": f"x{name}", "kind": kind, "similarity": similarity,
-            "face_similarity": face, "accepted": reason is None, "reason": reason}  # fmt: skip
+    of = {"pair_id": name, "clip_id": "c", "subject": 0, "crop_id": f"x{name}", "kind": kind}
+    return of | {"similarity": similarity, "face_similarity": face, "accepted": reason is None, "reason": reason}
 
 
 def made(*rows):
-    return candidates_of(pa.Table.from_pylist(list(rows), schema=STAGES["pairs"].schema.remove(10)))
+    return candidates_of(pa.Table.from_pylist(list(rows), schema=pa.schema([*STAGES["pairs"].columns, *VERDICT])))
 
 
 def test_values_are_taken_from_end_to_end_evenly():
@@ -59,7 +60,9 @@ def test_cross_pairs_are_shown_before_pairs_within_a_clip_and_every_reason_is_sh
 
 
 def test_rows_are_found_again_by_their_numbers_and_images_may_be_out_of_reach(tmp_path):
-    rows = [pair(f"p{i:02d}", i / 40, None if i % 2 else "too different", face=0.5 if i == 7 else None) for i in range(40)]
+    rows = [
+        pair(f"p{i:02d}", i / 40, None if i % 2 else "too different", face=0.5 if i == 7 else None) for i in range(40)
+    ]
     write_stage(tmp_path, STAGES["pairs"], rows)
     tables = Tables(tmp_path, list(STAGES.values()), PARTS)
     found = read_candidates(tables, {0, 1})

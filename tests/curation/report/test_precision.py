@@ -35,7 +35,9 @@ def test_precision_counts_accepted_pairs_alone():
     found = precision_of(pairs)
     assert (found.right, found.total, found.value) == (2, 3, 2 / 3)
     assert (found.low, found.high) == wilson(2, 3)
-    assert found.line().startswith("2 of 3 cross pairs with labels by hand are right: precision 0.667 (95% interval 0.2")
+    assert found.line().startswith(
+        "2 of 3 cross pairs with labels by hand are right: precision 0.667 (95% interval 0.2"
+    )
     assert precision_of([]).line() == "no accepted cross pair has labels on both sides"
     assert math.isnan(precision_of([]).value)
 
