@@ -17,11 +17,15 @@ PARTS = 2
 
 
 def write_table(folder, name, rows, leave_out=()):
-    """A stage's table of accepted rows."""
-    stage = Stage(name, fields_of(name, *leave_out), {}, None, None)
+    """A stage's table of rows that are accepted if they do not say otherwise."""
+    write_stage(folder, Stage(name, fields_of(name, *leave_out), {}, None, None), rows)
+
+
+def write_stage(folder, stage, rows, parts=PARTS):
+    """The table of any stage."""
     rows = [{"accepted": True, "_input": bytes(16)} | row for row in rows]
-    for part, members in enumerate(split(rows, stage, PARTS)):
-        Table(folder, name, PARTS).write(part, members, stage.schema, b"by hand")
+    for part, members in enumerate(split(rows, stage, parts)):
+        Table(folder, stage.name, parts).write(part, members, stage.schema, b"by hand")
 
 
 def run_here(stages, folder):
