@@ -78,7 +78,7 @@ run_node() { # as RAY_ROLE says: `head`, or `worker` of the one at RAY_ADDRESS; 
     # Where nodes are named by addresses, two may be on one machine, and only these tell them apart.
     [[ ! ${SLURMD_NODENAME:-} =~ ^[0-9.]+$ ]] || command+=(--node-ip-address="$SLURMD_NODENAME")
     if [[ $RAY_ROLE == head ]]; then
-        command+=(--head --port=0 --include-dashboard=false --ray-client-server-port=0)
+        command+=(--head --port=0 --include-dashboard=false --ray-client-server-port="$(free_port)") # takes no 0
     else
         command+=(--address="$RAY_ADDRESS")
     fi
@@ -99,6 +99,10 @@ run_node() { # as RAY_ROLE says: `head`, or `worker` of the one at RAY_ADDRESS; 
     wait "$pid" || true
     rm -rf "$folder"
     [[ -n $stopping ]] || exit 71
+}
+
+free_port() {
+    "$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
 }
 
 node_folder() { # ROLE: short, and of no other node of the job, should two be on one machine
