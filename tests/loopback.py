@@ -17,7 +17,7 @@ def ok(text, reason="stop"):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers what the test has laid out: (code, headers, body), or a function of this handler that gives it or None."""
+    """Answers what the test laid out: (code, headers, body), or a function of this handler that gives it or None."""
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
