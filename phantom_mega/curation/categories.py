@@ -22,7 +22,7 @@ CATEGORY_WORDS = {
     "bee wasp ant beetle spider ladybug dragonfly snail worm snake lizard turtle tortoise crocodile alligator frog "
     "toad whale dolphin shark octopus crab lobster jellyfish seal otter beaver wolf wolves fox raccoon kangaroo camel "
     "llama alpaca donkey bat dinosaur husky retriever terrier poodle corgi shepherd",
-    "clothes": "shirt t-shirt tshirt dress jacket coat hat cap suit top sweater sweatshirt jumper cardigan hoodie pants "
+    "clothes": "shirt tshirt dress jacket coat hat cap suit top sweater sweatshirt jumper cardigan hoodie pants "
     "trousers jeans leggings skirt shorts shoes boots sneakers sandals heels slippers socks scarf tie bow gloves "
     "mittens uniform vest blouse robe gown kimono sari clothes clothing costume outfit apron belt swimsuit bikini "
     "glasses sunglasses goggles helmet beanie beret necklace bracelet earring ring watch crown veil armor armour cape",
