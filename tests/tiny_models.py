@@ -3,7 +3,29 @@
 import json
 
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers import (
+    CLIPTokenizer,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessor,
+    GroundingDinoProcessor,
+    OwlViTConfig,
+    OwlViTForObjectDetection,
+    OwlViTImageProcessor,
+    OwlViTProcessor,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Sam2Config,
+    Sam2ImageProcessor,
+    Sam2Model,
+    Sam2Processor,
+    SamConfig,
+    SamImageProcessor,
+    SamModel,
+    SamProcessor,
+    SwinConfig,
+)
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
@@ -43,4 +65,42 @@ def write_qwen(folder):
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings |= {"max_length": None, "model_input_names": ["input_ids", "attention_mask"]}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def write_owl(folder):
+    """A folder with a tiny OWL-ViT whose tokenizer spells."""
+    characters = [char + end for char in "abcdefghijklmnopqrstuvwxyz0123456789,-'" for end in ("", "</w>")]
+    vocabulary = {word: i for i, word in enumerate(["!", "<|startoftext|>", "<|endoftext|>", *characters])}
+    tokens = dict(bos_token_id=1, eos_token_id=2, pad_token_id=2, vocab_size=len(vocabulary))
+    shape = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    config = OwlViTConfig(
+        text_config=dict(max_position_embeddings=16, **tokens, **shape),
+        vision_config=dict(image_size=64, patch_size=16, **shape), projection_dim=32,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    OwlViTForObjectDetection(config).save_pretrained(folder)
+    size = {"height": 64, "width": 64}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=16)
+    OwlViTProcessor(OwlViTImageProcessor(size=size, crop_size=size), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def write_grounding_dino(folder):
+    """A folder with a tiny Grounding DINO with a real tokenizer; its boxes are spread over the picture."""
+    tokenizer = load_tokenizer(TEXT_ENCODER)
+    backbone = SwinConfig(
+        image_size=64, patch_size=4, embed_dim=8, depths=[1] * 4, num_heads=[1, 1, 2, 2], window_size=4,
+        out_features=["stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    text = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    config = GroundingDinoConfig(
+        backbone_config=backbone, text_config=dict(model_type="bert", vocab_size=len(tokenizer), **text), d_model=32,
+        encoder_layers=1, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=64,
+        decoder_ffn_dim=64, num_queries=12, num_feature_levels=3, max_text_len=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    images = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)
     return folder
