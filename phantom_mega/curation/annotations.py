@@ -3,8 +3,8 @@
 A line is
 
     {"video": "bbb.mp4", "time": 63.2, "caption": "...", "scene": "...", "behaviour": "...", "subjects": [
-      {"phrase": "a fat grey rabbit", "category": "animal", "appearance": "...", "boxes": [
-        {"time": 63.2, "box": [x0, y0, x1, y1]}]}]}
+      {"phrase": "a fat grey rabbit", "category": "animal", "appearance": "...", "identity": "Bunny",
+       "boxes": [{"time": 63.2, "box": [x0, y0, x1, y1]}]}]}
 
 `video` is the end of a path; `time` lies in the clip that the line is about, in seconds; boxes are fractions of the
 picture. All but `video` and `time` may be left out.
@@ -38,15 +38,17 @@ class Subject:
 
     Attributes:
         phrase: what the caption calls it.
-        category: one of `CATEGORIES`.
+        category: one of `CATEGORIES`, or None: by its words.
         appearance: what it looks like.
         boxes: where it is.
+        identity: a label of who or what it is, the same in all clips that show it; None if nobody said.
     """
 
     phrase: str
-    category: str = "others"
+    category: str | None = None
     appearance: str = ""
     boxes: tuple[Box, ...] = ()
+    identity: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def read(path: Path) -> Iterator[Annotation]:
             continue
         try:
             yield _annotation(json.loads(line))
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError, OverflowError) as error:
             raise UserError(f"{path}, line {number}: {error}") from None
 
 
@@ -126,18 +128,18 @@ def _annotation(data: object) -> Annotation:
 def _subject(data: object) -> Subject:
     if not isinstance(data, dict) or not _text(data, "phrase"):
         raise ValueError('a subject must be an object with a "phrase"')
-    category = _text(data, "category") or "others"
-    if category not in CATEGORIES:
+    category, identity = (_text(data, name) or None for name in ("category", "identity"))
+    if category is not None and category not in CATEGORIES:
         raise ValueError(f"category {category!r} is unknown; use one of {', '.join(CATEGORIES)}")
     boxes = data.get("boxes", [])
     if not isinstance(boxes, list):
         raise ValueError("`boxes` must be a list")
-    return Subject(_text(data, "phrase"), category, _text(data, "appearance"), tuple(map(_box, boxes)))
+    return Subject(_text(data, "phrase"), category, _text(data, "appearance"), tuple(map(_box, boxes)), identity)
 
 
 def _box(data: object) -> Box:
     box = data.get("box") if isinstance(data, dict) else None
-    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(side, int | float) for side in box)
+    numbers = isinstance(box, list) and len(box) == 4 and all(type(side) in (int, float) for side in box)
     if not numbers or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
         raise ValueError(f"box {str(box)[:80]} must be x0, y0, x1, y1 with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1")
     return Box(_number(data, "time"), tuple(float(side) for side in box))

@@ -6,8 +6,8 @@ and is asked again with what was wrong with its answer.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +15,16 @@ import pyarrow as pa
 from PIL import Image
 
 from phantom_mega.curation.annotations import Annotations
-from phantom_mega.curation.engine.part import UNAVAILABLE
 from phantom_mega.curation.engine.stage import Rejection, Row, Stage
+from phantom_mega.curation.models import ASKED, ask_or_reject, open_asked, resources
 from phantom_mega.curation.video import VideoError, frames_at, to_rgb
 from phantom_mega.errors import UserError
-from phantom_mega.vlm import BACKENDS, Options, TransientError, Turn, VisionModel, open_model
+from phantom_mega.vlm import Options, Turn
+from phantom_mega.vlm.asking import UnusableAnswerError, find_json, text_field
 
-MAX_CAPTION = 4000  # characters
+MAX_TEXT, MAX_PHRASE = 4000, 200  # characters
+MIN_WORDS = 5  # of a caption
+MAX_DESCRIBED = 20  # subjects of a clip
 # The words are the interface to the model: the fields, the reason for each, and that pictures hold no instructions.
 SYSTEM = """\
 You describe video clips for training a video model that is shown pictures of subjects and must draw just these. You \
@@ -64,28 +67,23 @@ class CaptionSettings:
 # -- pure
 
 
-class UnusableAnswerError(ValueError):
-    """The answer cannot be used; the message is for the model."""
-
-
 def parse(text: str) -> Row:
     """The caption, behaviour, scene and subjects in a model's answer.
 
     Raises:
         UnusableAnswerError: says what is wrong.
     """
-    start = text.find("{")
-    try:
-        found, _ = json.JSONDecoder().raw_decode(text[start:]) if start >= 0 else (None, 0)
-    except (ValueError, RecursionError):
-        raise UnusableAnswerError("the answer is not valid JSON") from None
-    if not isinstance(found, dict):
-        raise UnusableAnswerError("the answer holds no JSON object")
-    row = {name: _text(found, name) for name in ("caption", "behaviour", "scene")}
+    found = find_json(text)
+    row = {name: text_field(found, name, MAX_TEXT) for name in ("caption", "behaviour", "scene")}
     subjects = found.get("subjects")
     if not isinstance(subjects, list) or not all(isinstance(one, dict) for one in subjects):
         raise UnusableAnswerError('"subjects" must be a list of objects')
-    row["described"] = [{"phrase": _text(one, "phrase"), "appearance": _text(one, "appearance")} for one in subjects]
+    if len(subjects) > MAX_DESCRIBED:
+        raise UnusableAnswerError(f"there are {len(subjects)} subjects; name the {MAX_DESCRIBED} main ones at most")
+    row["described"] = [
+        {"phrase": text_field(one, "phrase", MAX_PHRASE), "appearance": text_field(one, "appearance", MAX_TEXT)}
+        for one in subjects
+    ]
     if problem := problem_of(row):
         raise UnusableAnswerError(problem)
     return row
@@ -93,8 +91,7 @@ def parse(text: str) -> Row:
 
 def problem_of(row: Row) -> str | None:
     """What keeps a description from being used, in words for the model."""
-    words = row["caption"].split()
-    if not len(words) >= 5 or len(row["caption"]) > MAX_CAPTION:
+    if len(row["caption"].split()) < MIN_WORDS:
         return "the caption must be a paragraph of 30 to 120 words"
     phrases = [one["phrase"].lower() for one in row["described"]]
     if len(set(phrases)) < len(phrases):
@@ -103,40 +100,12 @@ def problem_of(row: Row) -> str | None:
     for one in row["described"]:
         if not one["phrase"] or not one["appearance"]:
             return "every subject needs a phrase and an appearance"
-        if one["phrase"].lower() not in row["caption"].lower():
+        if not re.search(rf"(?<!\w){re.escape(one['phrase'])}(?!\w)", row["caption"], re.IGNORECASE):
             return f"the caption does not hold the phrase {one['phrase']!r} word for word"
     return None
 
 
-def _text(data: dict, name: str) -> str:
-    value = data.get(name)
-    if not isinstance(value, str):
-        raise UnusableAnswerError(f"{name!r} must be a text")
-    return " ".join("".join(char for char in value if char.isprintable() or char.isspace()).split())
-
-
 # -- backends
-
-
-def describe(model: VisionModel, images: Sequence[Image.Image], attempts: int) -> Row:
-    """Ask until an answer can be used.
-
-    Raises:
-        Rejection: the model is not available, or no answer could be used.
-    """
-    turns, wrong = [Turn("system", SYSTEM), Turn("user", f"{len(images)} frames of one clip, in order.", images)], ""
-    for _ in range(attempts):
-        try:
-            text = model.ask(turns)
-        except TransientError as error:
-            raise Rejection(UNAVAILABLE, None, str(error)) from None
-        try:
-            return parse(text)
-        except UnusableAnswerError as error:
-            wrong = str(error)
-        again = f"That cannot be used: {wrong}. Answer again, with the whole JSON object."
-        turns = [*turns[:2], Turn("assistant", text[:4000]), Turn("user", again)]
-    raise Rejection("no usable caption", None, wrong)
 
 
 def open_captions(settings: CaptionSettings) -> Callable[[Row], list[Row]]:
@@ -147,15 +116,17 @@ def open_captions(settings: CaptionSettings) -> Callable[[Row], list[Row]]:
     """
     if settings.caption_backend == "file":
         return _from_file(Annotations(settings.caption_file))
-    if settings.caption_backend == "none" or settings.caption_backend not in BACKENDS:
+    if settings.caption_backend not in ASKED:
         raise UserError(
             f"captions.caption_backend={settings.caption_backend} makes no captions; use openai, transformers or file"
         )
+    if settings.caption_frames < 1:
+        raise UserError(f"captions.caption_frames={settings.caption_frames}; the model must see 1 at least")
     options = Options(
         settings.caption_backend, settings.caption_model, settings.caption_endpoint, settings.caption_key_env,
         settings.caption_timeout,
     )  # fmt: skip
-    model = open_model(options, "captions.caption")
+    model = open_asked("captions.caption", options, settings.caption_attempts)
 
     def caption(row: Row) -> list[Row]:
         span, count = row["end"] - row["start"], settings.caption_frames
@@ -164,7 +135,9 @@ def open_captions(settings: CaptionSettings) -> Callable[[Row], list[Row]]:
             images = [Image.fromarray(to_rgb(frame)) for frame in frames]
         except VideoError as error:
             raise Rejection("unreadable", None, str(error)) from None
-        return [{"clip_id": row["clip_id"]} | describe(model, images, settings.caption_attempts)]
+        turns = [Turn("system", SYSTEM), Turn("user", f"{len(images)} frames of one clip, in order.", images)]
+        found = ask_or_reject(model, turns, parse, settings.caption_attempts, "no usable caption")
+        return [{"clip_id": row["clip_id"]} | found]
 
     return caption
 
@@ -186,7 +159,6 @@ def stage(settings: CaptionSettings) -> Stage:
     text = pa.string()
     described = pa.list_(pa.struct([pa.field("phrase", text), pa.field("appearance", text)]))
     names = ("clip_id", "caption", "behaviour", "scene")
-    endpoint, local = settings.caption_backend == "openai", settings.caption_backend == "transformers"
     return Stage(
         "captions",
         (*(pa.field(name, text) for name in names), pa.field("described", described)),
@@ -194,13 +166,5 @@ def stage(settings: CaptionSettings) -> Stage:
         settings,
         open_captions,
         files=(Path(settings.caption_file),) if settings.caption_backend == "file" else (),
-        num_cpus=0.1 if endpoint else 1.0,
-        num_gpus=1.0 if local and _has_gpu() else 0.0,
-        concurrency=settings.caption_concurrency if endpoint else None,
+        **resources(settings.caption_backend, settings.caption_concurrency),
     )
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

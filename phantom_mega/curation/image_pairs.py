@@ -28,8 +28,9 @@ from PIL import Image
 from phantom_mega.curation import samples, write
 from phantom_mega.curation.categories import category_of
 from phantom_mega.curation.columns import fields_of
+from phantom_mega.curation.cut import image_of
 from phantom_mega.curation.engine.stage import Rejection, Row, Stage, verdict
-from phantom_mega.curation.readers import LONGEST_SIDE, WRONG_FIELD, get
+from phantom_mega.curation.readers import WRONG_FIELD, get
 from phantom_mega.curation.samples import SampleSettings, sample_key, split_videos
 from phantom_mega.curation.transcode import EncodedClip
 from phantom_mega.data.encode import encode_image, scaled_size
@@ -264,12 +265,10 @@ def _crops(pair: Pair, settings: ImagePairSettings) -> list[Row]:
     rows = []
     for i, (phrase, category, name, _, view) in enumerate([] if pair.problem else pair.references):
         image = view()
-        scale = min(1.0, LONGEST_SIDE / max(image.size))
-        stored = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
         rows.append({
             "crop_id": _crop_id(pair, i), "clip_id": pair.name, "video_id": name, "path": "", "subject": i,
             "phrase": phrase, "category": category, "time": 0.0, "box": [0.0, 0.0, 1.0, 1.0], "width": image.width,
-            "height": image.height, "image": encode_image(stored),
+            "height": image.height, "image": image_of(image),
         })  # fmt: skip
     return rows
 

@@ -31,6 +31,13 @@ def test_a_clip_gets_the_annotation_whose_moment_lies_in_it(tmp_path):
     assert found.find("bbb.mp4", 66.0, 75.0).caption == "later" and found.find("/data/films/bbb.mp4", 90, 91) is None
 
 
+def test_a_subject_may_have_an_identity_and_may_lack_a_category(tmp_path):
+    named = {"phrase": "a rabbit", "identity": " Big  Bunny ", "category": "animal"}
+    line = {"video": "a.mp4", "time": 1, "subjects": [named, {"phrase": "a tree"}, {"phrase": "x", "identity": ""}]}
+    subjects = Annotations(write(tmp_path / "a.jsonl", line)).find("a.mp4", 0, 2).subjects
+    assert [(one.identity, one.category) for one in subjects] == [("Big Bunny", "animal"), (None, None), (None, None)]
+
+
 @pytest.mark.parametrize(("line", "message"), [
     ("{", "line 2: Expecting"),
     ("[1]", "line 2: a line must hold an object, not list"),
@@ -42,6 +49,10 @@ def test_a_clip_gets_the_annotation_whose_moment_lies_in_it(tmp_path):
     ({"video": "a.mp4", "time": 1, "subjects": [{"phrase": "x", "category": "cat"}]}, "category 'cat' is unknown"),
     ({"video": "a.mp4", "time": 1, "subjects": [{"phrase": "x", "boxes": [{"time": 1, "box": [0.5, 0, 0.2, 1]}]}]},
      r"line 2: box \[0.5, 0, 0.2, 1\] must be x0, y0, x1, y1"),
+    ({"video": "a.mp4", "time": 1, "subjects": [{"phrase": "x", "identity": 7}]}, "`identity` must be a text, not int"),
+    ({"video": "a.mp4", "time": 1, "subjects": [{"phrase": "x", "boxes": [{"time": 1, "box": [0, 0, True, 1]}]}]},
+     "must be x0, y0, x1, y1"),
+    ({"video": "a.mp4", "time": 10**400}, "line 2: "),
     ("[" * 100_000, "line 2: "),
 ])  # fmt: skip
 def test_a_wrong_line_is_named_with_what_is_wrong(tmp_path, line, message):

@@ -63,7 +63,7 @@ def test_both_views_of_a_picture_become_samples_of_each_other(tmp_path):
         assert (triplet.caption, triplet.frames, triplet.fps, triplet.codec) == ("A teapot on a table.", 1, 0, "jpeg")
         assert found[right][0].caption == "A teapot in the snow." and triplet.video_id == found[right][0].video_id
         reference = triplet.references[0]
-        assert (reference.phrase, reference.category, reference.kind) == ("red teapot", "others", "cross")
+        assert (reference.phrase, reference.category, reference.kind) == ("red teapot", "product", "cross")
         assert (reference.source.frame, reference.source.box) == (0, (128.0, 16.0, 208.0, 96.0))
         assert (triplet.height, triplet.width, reference.height, reference.width) == (80, 80, 80, 80)
         shown, other = (sample.video[:, 0].mean((1, 2)) + 1) * 127.5, sample.crops[0].mean((0, 1))

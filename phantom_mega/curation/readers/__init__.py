@@ -6,7 +6,6 @@ stage for each table. What is missing, damaged or wrong becomes a rejected row a
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,12 +17,11 @@ import numpy as np
 from PIL import Image
 
 from phantom_mega.curation.columns import fields_of
+from phantom_mega.curation.cut import image_of, mask_of, pixels_of
 from phantom_mega.curation.engine.stage import Rejection, Row, Stage, verdict
 from phantom_mega.curation.video import EXTENSIONS, VideoError, frames_at, probe, to_rgb
-from phantom_mega.data.encode import encode_image
 from phantom_mega.errors import UserError
 
-LONGEST_SIDE = 512  # of a crop's image
 MISSING, UNREADABLE, WRONG_FIELD = "video missing", "video unreadable", "wrong field"
 OUT_OF_RANGE, NO_CAPTION = "box out of range", "no caption"
 ONLY_REFERENCE, PART = "reference only", "part cut off"
@@ -159,13 +157,12 @@ def fractions_of(box: list[float], size: tuple[float, float], slack: float = 0.0
     return [x0, y0, x1, y1]
 
 
-def cut_crop(spec: CropSpec, info, longest: int = LONGEST_SIDE) -> Row:
+def cut_crop(spec: CropSpec, info) -> Row:
     """The row of a reference, with its picture and mask.
 
     Args:
         spec: what the annotation says.
         info: of the video it is cut from (`probe`).
-        longest: side of the picture at most.
 
     Raises:
         Rejection: the box is out of range, or the mask is none.
@@ -181,25 +178,15 @@ def cut_crop(spec: CropSpec, info, longest: int = LONGEST_SIDE) -> Row:
         raise Rejection(WRONG_FIELD, None, f"frame {at} of a video of {info.frames}")
     time = min(at, last) / info.fps
     frame = to_rgb(frames_at(spec.path, [time + 0.25 / info.fps])[0])
-    pixels = [round(side * (frame.shape[1], frame.shape[0])[i % 2]) for i, side in enumerate(box)]
-    x0, y0 = min(pixels[0], frame.shape[1] - 1), min(pixels[1], frame.shape[0] - 1)
-    x1, y1 = max(pixels[2], x0 + 1), max(pixels[3], y0 + 1)
-    image = Image.fromarray(frame[y0:y1, x0:x1])
-    scale = min(1.0, longest / max(image.size))
-    stored = tuple(max(1, round(side * scale)) for side in image.size)
+    x0, y0, x1, y1 = pixels_of(box, frame.shape[1], frame.shape[0])
     row = {"time": time, "box": box, "width": x1 - x0, "height": y1 - y0}
-    row["image"] = encode_image(image.resize(stored, Image.Resampling.LANCZOS))
+    row["image"] = image_of(Image.fromarray(frame[y0:y1, x0:x1]))
     if spec.mask is not None:
-        row["mask"] = _mask_png(spec.mask(frame.shape[:2])[y0:y1, x0:x1], stored)
+        inside = spec.mask(frame.shape[:2])[y0:y1, x0:x1]
+        if not inside.any():
+            raise Rejection(WRONG_FIELD, None, "the mask is empty within its box")
+        row["mask"] = mask_of(inside)
     return row
-
-
-def _mask_png(inside: np.ndarray, stored: tuple[int, int]) -> bytes:
-    if not inside.any():
-        raise Rejection(WRONG_FIELD, None, "the mask is empty within its box")
-    buffer = io.BytesIO()
-    Image.fromarray(inside.astype(np.uint8) * 255).resize(stored, Image.Resampling.BILINEAR).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 # -- stages

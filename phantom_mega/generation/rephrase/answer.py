@@ -8,10 +8,12 @@ to nothing.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import unicodedata
 from dataclasses import dataclass
+
+from phantom_mega.vlm.asking import UnusableAnswerError, find_json
+from phantom_mega.words import WORD, kept, stems, word_set
 
 MAX_PROMPT = 2400  # characters
 MAX_APPEARANCE = 400
@@ -21,22 +23,10 @@ KEPT_OF_PROMPT, KEPT_OF_APPEARANCE = 0.8, 0.6
 MOST_IN_COMMON = 0.6
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+(?:['’][^\W_]+)?")
-_STOP = _words(
-    """
-    a an and are as at be been being by for from has have he her him his in into is it its of on onto or over she
-    so some than that the their them then there these they this those to under up upon was were which while who
-    with within video image picture photo reference shown shows
-    """
-)
 _NEGATIONS = re.compile(r"\b(?:not|no|never|without|none|nobody|nothing)\b|n['’]t\b", re.IGNORECASE)
 _QUOTED = re.compile(r"[\"“”«»]([^\"“”«»]{1,200})[\"“”«»]")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_NUMBER_WORDS = _words(
+_NUMBER_WORDS = word_set(
     """
     two three four five six seven eight nine ten eleven twelve dozen both
     """
@@ -49,7 +39,7 @@ _ABOUT_ITSELF = re.compile(
     re.IGNORECASE,
 )
 # Words for what is seen: without one of them a description tells nothing apart.
-_VISIBLE = _words(
+_VISIBLE = word_set(
     """
     red orange yellow green blue purple violet pink brown black white grey gray beige golden gold silver tan cream
     navy teal turquoise maroon scarlet crimson olive ivory blond blonde ginger brunette dark light pale bright
@@ -80,10 +70,6 @@ class Answer:
     prompt: str
 
 
-class UnusableAnswerError(ValueError):
-    """The answer has not the form that was asked for; the message is for the model."""
-
-
 def parse(text: str) -> Answer:
     """Read `{"references": [{"subject": 1, "appearance": "..."}], "prompt": "..."}` out of what a model wrote.
 
@@ -92,13 +78,7 @@ def parse(text: str) -> Answer:
     Raises:
         UnusableAnswerError: there is no such object.
     """
-    start = text.find("{")
-    if start < 0:
-        raise UnusableAnswerError("the answer holds no JSON object")
-    try:
-        found, _ = json.JSONDecoder().raw_decode(text[start:])
-    except (ValueError, RecursionError):
-        raise UnusableAnswerError("the answer is not valid JSON") from None
+    found = find_json(text)
     references = found.get("references")
     if not isinstance(references, list) or not isinstance(found.get("prompt"), str):
         raise UnusableAnswerError('the object must have a list "references" and a text "prompt"')
@@ -112,28 +92,6 @@ def parse(text: str) -> Answer:
         appearances.append(" ".join(entry["appearance"].split()))
         subjects.append(subject)
     return Answer(tuple(appearances), tuple(subjects), " ".join(found["prompt"].split()))
-
-
-def stems(text: str) -> list[str]:
-    """Content words, roughly stemmed, in order; characters of Chinese, Japanese and Korean each for itself."""
-    return [_stem(word) for word in map(str.lower, _WORD.findall(text)) if word not in _STOP]
-
-
-def _stem(word: str) -> str:
-    word = re.sub(r"['’]s?$", "", word)
-    for suffix in ("ingly", "ing", "ies", "ied", "edly", "ed", "es", "ly", "s"):
-        if word.endswith(suffix) and len(word) - len(suffix) >= 3:
-            word = word[: -len(suffix)]
-            if suffix in ("ing", "ed") and len(word) > 3 and word[-1] == word[-2]:  # running, stopped
-                word = word[:-1]
-            break
-    return word[:-1] if len(word) > 3 and word[-1] in "eyi" else word  # dance and dancing, carry and carries
-
-
-def kept(wanted: list[str], text: str) -> float:
-    """Share of `wanted` stems that are among a text's; 1 if none is wanted."""
-    there = set(stems(text))
-    return sum(stem in there for stem in wanted) / len(wanted) if wanted else 1.0
 
 
 def problems(answer: Answer, prompt: str, count: int) -> list[str]:
@@ -167,7 +125,7 @@ def _appearance_problems(number: int, appearance: str, prompt: str) -> list[str]
         return [f"reference {number} must be described in 2 to 60 words"]
     found = []
     latin = all(unicodedata.name(char, "").startswith(("LATIN", "DIGIT")) for char in appearance if char.isalnum())
-    parts = {part for word in _WORD.findall(appearance.lower()) for part in (word, *word.split("-"))}
+    parts = {part for word in WORD.findall(appearance.lower()) for part in (word, *word.split("-"))}
     if latin and not parts & _VISIBLE:
         found.append(f"reference {number} needs what can be seen of it: colour, clothing, material, age, shape")
     if kept(words, prompt) < KEPT_OF_APPEARANCE:
@@ -186,7 +144,7 @@ def _lost(prompt: str, new: str) -> list[str]:
         if quoted.strip().lower() not in new.lower():
             found.append(f"the quoted text {quoted!r} must stay as it is")
     numbers = set(_NUMBER.findall(prompt)) - set(_NUMBER.findall(new))
-    numbers |= (_NUMBER_WORDS & set(_WORD.findall(prompt.lower()))) - set(_WORD.findall(new.lower()))
+    numbers |= (_NUMBER_WORDS & set(WORD.findall(prompt.lower()))) - set(WORD.findall(new.lower()))
     if numbers:
         found.append(f"the numbers {', '.join(sorted(numbers))} must stay")
     if len(_NEGATIONS.findall(new)) < len(_NEGATIONS.findall(prompt)):

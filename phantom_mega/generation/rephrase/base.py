@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from phantom_mega.generation.rephrase.answer import UnusableAnswerError, parse, problems
+from phantom_mega.generation.rephrase.answer import parse, problems
+from phantom_mega.vlm.asking import UnusableAnswerError, told_what_was_wrong
 from phantom_mega.vlm.base import TransientError, Turn, VisionModel
 
 # The words are the interface to the model. They ask for what `answer.problems` checks, give the reason (models keep to
@@ -89,6 +90,5 @@ class Rephraser:
                 wrong = [str(error)]
             if not wrong:
                 return Rephrased(answer.prompt, answer.appearances, attempt)
-            again = "That cannot be used: " + "; ".join(wrong) + ". Answer again, with the whole JSON object."
-            turns = [*turns[:2], Turn("assistant", text[:4000]), Turn("user", again)]
+            turns = told_what_was_wrong(turns[:2], text, "; ".join(wrong))
         return Rephrased(prompt, (), self.attempts, f"the prompt was kept: {'; '.join(wrong)}")

@@ -2,10 +2,9 @@
 
 import argparse
 import base64
-import http.server
+import contextlib
 import io
 import json
-import threading
 import time
 
 import pytest
@@ -15,6 +14,8 @@ from phantom_mega.errors import SetupError, UserError
 from phantom_mega.generation.rephrase import add_arguments, from_arguments
 from phantom_mega.generation.rephrase.base import Rephraser
 from phantom_mega.vlm.endpoint import LONGEST_WAIT, MAX_SIDE, Endpoint
+from tests import loopback
+from tests.loopback import completion
 
 PROMPT = "A man waves."
 NEW = "A man, a tall bearded man in a red coat, waves."
@@ -22,54 +23,22 @@ ANSWER = json.dumps({"references": [{"subject": 1, "appearance": "a tall bearded
 IMAGES = [Image.new("RGB", (1600, 400), "red")]
 
 
-def completion(text, reason="stop"):
-    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": reason}]})
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers what the test has laid out: (code, headers, body) or a function of this handler."""
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.seen.append((self.path, dict(self.headers), json.loads(body)))
-        reply = self.server.replies[min(len(self.server.seen), len(self.server.replies)) - 1]
-        if callable(reply):
-            return reply(self)
-        code, headers, text = reply
-        data = text.encode()
-        self.send_response(code)
-        for name, value in ({"Content-Length": str(len(data))} | headers).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args):
-        """Quiet."""
-
-
 @pytest.fixture
 def serve():
     """Start a server with replies; returns (server, rephraser, waits)."""
-    servers = []
+    with contextlib.ExitStack() as stack:
 
-    def start(*replies, attempts=3, **settings):
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.replies, server.seen, server.daemon_threads = replies, [], True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        waits = []
-        given = {"key": "secret-key", "key_name": "the key in $KEY", "timeout": 5.0, "sleep": waits.append} | settings
-        endpoint = Endpoint(f"http://127.0.0.1:{server.server_port}/v1/", "vlm", **given)
-        return server, Rephraser(endpoint, attempts), waits
+        def start(*replies, attempts=3, **settings):
+            server = stack.enter_context(loopback.serving(*replies))
+            waits = []
+            own = {"key": "secret-key", "key_name": "the key in $KEY", "timeout": 5.0, "sleep": waits.append}
+            return server, Rephraser(Endpoint(server.address + "/", "vlm", **own | settings), attempts), waits
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+        yield start
 
 
 def ok(text=ANSWER, reason="stop"):
-    return 200, {"Content-Type": "application/json"}, completion(text, reason)
+    return loopback.ok(text, reason)
 
 
 def test_images_and_prompt_go_there_and_the_new_prompt_comes_back(serve):
