@@ -25,7 +25,18 @@ _CATEGORY_OF = {word: category for category, words in CATEGORY_WORDS.items() for
 
 def category_of(phrase: str) -> str:
     """One of `data.schema.CATEGORIES` for a noun phrase: by its last known word before what it is in, on or with."""
-    words = "".join(letter if letter.isalpha() else " " for letter in phrase.lower()).split()
-    head = list(itertools.takewhile(lambda word: word not in _AFTER_THE_HEAD, words))
+    words, head = _words(phrase)
     found = (_CATEGORY_OF[word] for part in (head, words) for word in reversed(part) if word in _CATEGORY_OF)
     return next(found, "others")
+
+
+def head_of(phrase: str) -> str:
+    """The last word of a noun phrase before what it is in, on or with: `rabbit` of `a grey rabbit with an apple`."""
+    words, head = _words(phrase)
+    return (head or words or [""])[-1]
+
+
+def _words(phrase: str) -> tuple[list[str], list[str]]:
+    """All words, and those before what it is in, on or with."""
+    words = "".join(letter if letter.isalpha() else " " for letter in phrase.lower()).split()
+    return words, list(itertools.takewhile(lambda word: word not in _AFTER_THE_HEAD, words))

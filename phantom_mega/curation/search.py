@@ -48,8 +48,8 @@ def in_blocks(function: Callable[[int, int], object], count: int, block: int = B
 
 
 def number_of_lists(count: int) -> int:
-    """4 sqrt(n), which FAISS recommends for up to a million vectors."""
-    return max(1, round(4 * count**0.5))
+    """4 sqrt(n), which FAISS recommends for up to a million vectors; fewer where lists would be nearly empty."""
+    return max(1, min(round(4 * count**0.5), count // 10))
 
 
 class Searcher:
