@@ -22,8 +22,8 @@ MAX_PIXELS = 1 << 27
 _IMAGES = ("JPEG", "PNG")
 
 
-def open_image(data: bytes, mask: bytes | None = None) -> np.ndarray:
-    """JPEG or PNG bytes to uint8 [h, w, 3]: turned by EXIF, transparency and what lies outside the mask become white.
+def open_image(data: bytes, mask: bytes | None = None, outside: str = "white") -> np.ndarray:
+    """JPEG or PNG bytes to uint8 [h, w, 3]: turned by EXIF, transparency white, what lies outside the mask `outside`.
 
     Raises:
         ValueError: the bytes are no such image, or one that would unpack to hundreds of megabytes.
@@ -32,7 +32,7 @@ def open_image(data: bytes, mask: bytes | None = None) -> np.ndarray:
         image = upright_rgb(open_header(data))
         if mask is not None:
             inside = open_header(mask).convert("L").resize(image.size)
-            image = Image.composite(image, Image.new("RGB", image.size, "white"), inside)
+            image = Image.composite(image, Image.new("RGB", image.size, outside), inside)
     except Exception as error:  # PIL's parsers raise nearly anything on damaged files
         raise ValueError(f"the image cannot be read ({error})") from None
     return np.asarray(image)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from phantom_mega.data.samples import SHORT_SIDE, SPLITS, cache_folder, prepare_samples
+from phantom_mega.data.packages import cache_folder
+from phantom_mega.data.samples import SHORT_SIDE, SPLITS, prepare_samples
 from phantom_mega.errors import UserError
 
 EXAMPLES = """examples:

@@ -126,18 +126,8 @@ def load_vision_tower(
     """
     if config.vision_encoder == "tiny":
         return FrozenVisionTower(_tiny_tower().to(device), "tiny")
-    name, pretrained = resolve_source(config.vision_encoder), config.vision_pretrained
-    if Path(name).is_dir():
-        name = f"local-dir:{name}"
-    preprocess = None
-    if not name.startswith(("local-dir:", "hf-hub:")):
-        preprocess = _check_named_model(name, pretrained)
-    try:
-        model = open_clip.create_model(
-            name, pretrained=pretrained, require_pretrained=True, force_preprocess_cfg=preprocess
-        )
-    except Exception as error:  # open_clip raises nearly anything on files that are not what their names say
-        raise explain_missing("the vision tower", config.vision_encoder, error) from None
+    options = "conditioning.vision_encoder", "conditioning.vision_pretrained"
+    name, model = load_open_clip(config.vision_encoder, config.vision_pretrained, "the vision tower", *options)
     visual = model.visual
     size = visual.image_size if isinstance(visual.image_size, (tuple, list)) else (visual.image_size,) * 2
     architecture = open_clip.get_model_config(name)
@@ -150,6 +140,38 @@ def load_vision_tower(
     return FrozenVisionTower(tower.to(device, dtype), config.vision_encoder)
 
 
+def load_open_clip(
+    source: str, pretrained: str | None, what: str, source_option: str, pretrained_option: str
+) -> tuple[str, torch.nn.Module]:
+    """Load a model by open_clip, all of it; no checkpoint can run code.
+
+    Args:
+        source: a name of open_clip, `hf-hub:NAME`, or a folder.
+        pretrained: published tag or checkpoint file, for a name.
+        what: the model is, for messages.
+        source_option, pretrained_option: where the user has set them.
+
+    Returns:
+        (name that open_clip knows its architecture by, model).
+
+    Raises:
+        UserError: open_clip does not know it, cannot load its weights, or would leave them random.
+    """
+    name = resolve_source(source)
+    if Path(name).is_dir():
+        name = f"local-dir:{name}"
+    preprocess = None
+    if not name.startswith(("local-dir:", "hf-hub:")):
+        preprocess = _check_named_model(name, pretrained, source_option, pretrained_option)
+    try:
+        model = open_clip.create_model(
+            name, pretrained=pretrained or None, require_pretrained=True, force_preprocess_cfg=preprocess
+        )
+    except Exception as error:  # open_clip raises nearly anything on files that are not what their names say
+        raise explain_missing(what, source, error) from None
+    return name, model
+
+
 def _tiny_tower() -> PhantomVisionTower:
     """The same random weights in every process, without touching any generator that others draw from."""
     with torch.random.fork_rng(devices=[]):
@@ -157,7 +179,12 @@ def _tiny_tower() -> PhantomVisionTower:
         return PhantomVisionTower(**TINY)
 
 
-def _check_named_model(name: str, pretrained: str | None) -> dict | None:
+def _check_named_model(
+    name: str,
+    pretrained: str | None,
+    source_option: str = "conditioning.vision_encoder",
+    pretrained_option: str = "conditioning.vision_pretrained",
+) -> dict | None:
     """Refuse a name that open_clip would leave with random weights; the normalization of a checkpoint file's pixels.
 
     open_clip knows the normalization of published tags only. Where all tags of an architecture share one (SigLIP does
@@ -167,11 +194,11 @@ def _check_named_model(name: str, pretrained: str | None) -> dict | None:
     if name.replace("/", "-") not in known:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"conditioning.vision_encoder={name!r} is no open_clip model and no directory{hint}")
+        raise UserError(f"{source_option}={name!r} is no open_clip model and no directory{hint}")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not pretrained:
         raise UserError(
-            f"conditioning.vision_pretrained is not set, {name} would have random weights; give a checkpoint file"
+            f"{pretrained_option} is not set, {name} would have random weights; give a checkpoint file"
             + (f" or one of {', '.join(tags)}" if tags else "")
         )
     if pretrained.lower() in tags or not os.path.isfile(pretrained):

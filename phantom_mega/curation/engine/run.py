@@ -19,11 +19,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from phantom_mega.curation.engine.part import PartRunner, Summary, count, decode, encode
 from phantom_mega.curation.engine.stage import INPUT, Row, Stage, verdict
-from phantom_mega.curation.engine.tables import split
+from phantom_mega.curation.engine.tables import completed, split, split_table
 from phantom_mega.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -196,7 +198,6 @@ def _run_at_once(runner: PartRunner, parts: int, result: Result) -> None:
     """A stage that sees all rows, or makes the first ones."""
     stage = runner.stage
     digest = hashlib.sha256(b"".join(runner.made_from(part) for part in range(parts))).hexdigest().encode()
-    rows: list[Row] | None = None
     if stage.whole:
         stamps = [runner.table.stamp(part) for part in range(parts)]
         if all(stamp is not None and stamp[0] == digest for stamp in stamps):
@@ -205,10 +206,25 @@ def _run_at_once(runner: PartRunner, parts: int, result: Result) -> None:
         rows = process({name: table.read(stage.inputs[name], accepted=True) for name, table in runner.inputs.items()})
     else:
         rows = list(stage.source(stage.settings))
+    if isinstance(rows, pa.Table):
+        _write_table(runner, rows, parts, result, digest)
+        return
     rows = [{**verdict({}, None), INPUT: bytes(16)} | row for row in rows]
     for part, members in enumerate(split(rows, stage, parts)):
         # Through JSON, as every other row.
         runner.table.write(part, [decode(encode(row)) for row in members], stage.schema, digest)
         summary = Summary(part, made=len(members))
         count(summary, members)
+        result.add(summary)
+
+
+def _write_table(runner: PartRunner, table: pa.Table, parts: int, result: Result, digest: bytes) -> None:
+    """The rows of a whole stage that are a table."""
+    stage = runner.stage
+    for part, members in enumerate(split_table(completed(table, stage), stage, parts)):
+        runner.table.write_table(part, members, digest)
+        summary = Summary(part, len(members), made=len(members))
+        rejected = members.filter(pc.invert(members["accepted"]))["reason"]
+        summary.accepted = len(members) - len(rejected)
+        summary.reasons = Counter({entry["values"]: entry["counts"] for entry in rejected.value_counts().to_pylist()})
         result.add(summary)

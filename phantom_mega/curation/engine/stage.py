@@ -54,7 +54,10 @@ class Stage:
         open: module-level function of the settings that loads what is needed (models) and returns the function of a
             row: from an input row to output rows, each a dict that may leave out columns and may hold a verdict
             (accepted if it holds none). It may raise `Rejection`. For `whole` stages: from the input tables by name to
-            all output rows.
+            all output rows, or to a table of them, which may leave out columns too. With a `batch`: from a list of
+            input rows to a list of what each becomes.
+        batch: input rows that the function takes at once, at most. Where it raises anything, it is given them one by
+            one, so that a bad row costs the others nothing but time.
         whole: sees all rows at once, in the calling process.
         source: the rows to start from, for a stage without inputs.
         files: whose bytes belong to the settings (annotations, lists).
@@ -68,6 +71,7 @@ class Stage:
     inputs: Mapping[str, tuple[str, ...]]
     settings: Any
     open: Callable[[Any], Callable]
+    batch: int | None = None
     whole: bool = False
     source: Callable[[Any], Iterable[Row]] | None = None
     files: tuple[Path, ...] = ()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -63,7 +64,10 @@ class Table:
         for row in rows:
             if unknown := row.keys() - names:
                 raise TypeError(f"stage {self.stage} gave a column {min(unknown)!r} that it does not declare")
-        table = pa.Table.from_pylist(list(rows), schema=schema)
+        self.write_table(part, pa.Table.from_pylist(list(rows), schema=schema), made_from)
+
+    def write_table(self, part: int, table: pa.Table, made_from: bytes) -> None:
+        """As `write`, of rows that are a table of the stage's schema already."""
         content = _content(table)
         table = table.replace_schema_metadata({MADE_FROM: made_from, CONTENT: content})
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -97,10 +101,13 @@ class Table:
             accepted: keep accepted (True) or rejected rows (False) alone.
         """
         wanted = None if columns is None else list(dict.fromkeys([*columns, "accepted"]))
-        tables = [self.read_part(part, wanted) for part in range(self.parts)]
-        table = pa.concat_tables(one.replace_schema_metadata() for one in tables)
-        if accepted is not None:
-            table = table.filter(table["accepted"] if accepted else pc.invert(table["accepted"]))
+        tables = []
+        for part in range(self.parts):  # each by itself: a copy of all rows may be more than fits
+            table = self.read_part(part, wanted).replace_schema_metadata()
+            if accepted is not None:
+                table = table.filter(table["accepted"] if accepted else pc.invert(table["accepted"]))
+            tables.append(table)
+        table = pa.concat_tables(tables)
         return table.select(list(columns) if columns is not None else [c for c in table.column_names if c != INPUT])
 
 
@@ -112,6 +119,36 @@ def split(rows: Iterable[Row], stage: Stage, parts: int) -> list[list[Row]]:
     for part in found:
         part.sort(key=lambda row: str(row[stage.key]))
     return found
+
+
+def completed(table: pa.Table, stage: Stage) -> pa.Table:
+    """A whole stage's table with all columns of its schema: what it leaves out is null, its rows are accepted.
+
+    Raises:
+        TypeError: it has a column that the stage does not declare, or one of another type.
+    """
+    if unknown := set(table.column_names) - set(stage.schema.names):
+        raise TypeError(f"stage {stage.name} gave a column {min(unknown)!r} that it does not declare")
+    given = {"accepted": pa.scalar(True), INPUT: pa.scalar(bytes(16), pa.binary(16))}
+    columns = []
+    for one in stage.schema:
+        if one.name in table.column_names:
+            columns.append(table[one.name])
+        elif one.name in given:
+            columns.append(pa.repeat(given[one.name], len(table)))
+        else:
+            columns.append(pa.nulls(len(table), one.type))
+    return pa.table(columns, schema=stage.schema)
+
+
+def split_table(table: pa.Table, stage: Stage, parts: int) -> Iterator[pa.Table]:
+    """`split` of rows that are a table of the stage's schema; no row becomes an object of Python."""
+    batches = table.to_batches()  # piece by piece: the texts of all rows may be more than one array holds
+    keys = (batch.column(0).to_pylist() for batch in batches)
+    places = [np.array([part_of(key, parts) for key in some]) for some in keys]
+    for part in range(parts):
+        pieces = [batch.take(np.flatnonzero(place == part)) for batch, place in zip(batches, places, strict=True)]
+        yield pa.Table.from_batches(pieces, stage.schema).combine_chunks().sort_by(stage.key)
 
 
 def _content(table: pa.Table) -> bytes:

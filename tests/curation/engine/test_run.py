@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from phantom_mega.curation.engine.run import locked, ray_session, run_stage
-from phantom_mega.curation.engine.stage import Rejection, Stage
+from phantom_mega.curation.engine.stage import Rejection, Stage, verdict
 from phantom_mega.curation.engine.tables import Table
 from phantom_mega.errors import SetupError, UserError
 from tests.training.conftest import REPOSITORY
@@ -68,6 +70,17 @@ def open_total(settings):
     return total
 
 
+def open_halves(settings):
+    half = open_half(settings)
+
+    def halves(rows):
+        with open(f"{settings.calls}.batches", "a") as file:
+            file.write(f"{len(rows)}\n")
+        return [half(row) for row in rows]
+
+    return halves
+
+
 def stages(count=20, least=5, **halving):
     name, number = pa.field("name", pa.string()), pa.int64()
     return [
@@ -119,6 +132,102 @@ def test_what_is_done_is_left_alone_and_a_changed_threshold_recomputes_no_row_be
     looser = run(tmp_path / "work", calls=str(calls), least=3)
     assert looser["half"].parts_made == 0 and looser["small"].accepted == 7 and looser["total"].parts_made == PARTS
     assert len(calls.read_text().split()) == 20
+
+
+def run_batches(folder, calls, batch=3, retry=False, count=20, **halving):
+    """The first two stages, the second one in batches; its result, and the sizes of the batches."""
+    first, second, *_ = stages(count, calls=str(calls), **halving)
+    run_stage(first, folder, PARTS, quiet=True)
+    second = dataclasses.replace(second, open=open_halves, batch=batch)
+    result = run_stage(second, folder, PARTS, retry, quiet=True)
+    sizes = [int(line) for line in Path(f"{calls}.batches").read_text().split()]
+    Path(f"{calls}.batches").unlink()
+    return result, sizes
+
+
+def rows_of(folder):
+    return {path.name: pq.read_table(path).drop_columns(["_input"]) for path in sorted((folder / "half").glob("*.parquet"))}
+
+
+def test_batches_give_the_same_rows_and_a_bad_row_does_not_spoil_the_others_of_its_batch(ray, tmp_path):
+    run(tmp_path / "one", calls=str(tmp_path / "calls"), fail_at=4)
+    result, sizes = run_batches(tmp_path / "many", tmp_path / "calls", fail_at=4)
+    assert (result.rows, result.accepted, result.reasons) == (20, 9, {"odd": 10, "failed": 1})
+    assert max(sizes) == 3 and sizes.count(1) >= 20 - 2 * PARTS, "odd rows are in all batches: made one by one"
+    one, many = rows_of(tmp_path / "one"), rows_of(tmp_path / "many")
+    assert one == many and sum(map(len, many.values())) == 20
+    again, _ = run_batches(tmp_path / "many", tmp_path / "calls", fail_at=4, count=21)
+    assert again.made == 1, "known rows are not made again, and do not fill batches"
+
+
+def test_a_row_that_kills_its_worker_takes_no_other_of_its_batch_with_it(ray, tmp_path):
+    result, sizes = run_batches(tmp_path, tmp_path / "calls", batch=20, crash_at=6)
+    assert result.reasons == {"odd": 10, "crashes the worker": 1} and result.accepted == 9 and result.rows == 20
+    crashed = Table(tmp_path, "half", PARTS).read(["name", "reason"]).filter(pc.field("reason") == "crashes the worker")
+    assert crashed["name"].to_pylist() == ["n006"] and max(sizes) > 1
+
+
+def test_a_batch_without_a_result_for_each_row_is_a_failure_of_each(ray, tmp_path):
+    first, second, *_ = stages(4)
+    run_stage(first, tmp_path, 1, quiet=True)
+    second = dataclasses.replace(second, open=open_too_few, batch=4)
+    assert run_stage(second, tmp_path, 1, quiet=True).reasons == {"failed": 4}
+
+
+def open_too_few(settings):
+    return lambda rows: []
+
+
+def open_squares(as_table):
+    """All numbers' squares, the odd ones rejected: as rows, or as a table in pieces."""
+
+    def squares(tables):
+        rows = [
+            {"name": row["name"], "square": row["value"] ** 2, "texts": [row["name"], "é"] * (row["value"] % 3)}
+            | (verdict({}, "odd", row["value"]) if row["value"] % 2 else {} if as_table else verdict({}, None))
+            for row in tables["numbers"].to_pylist()
+        ]
+        if not as_table:
+            return rows
+        rows = [{"accepted": True, "reason": None, "score": None} | row for row in rows]
+        schema = pa.schema([("score", pa.float64()), ("name", pa.string()), ("square", pa.int64()),
+                            ("texts", pa.list_(pa.string())), ("accepted", pa.bool_()), ("reason", pa.string())])
+        pieces = [pa.Table.from_pylist([{k: row[k] for k in schema.names} for row in rows[i : i + 7]], schema)
+                  for i in range(0, len(rows), 7)]
+        return pa.concat_tables(pieces) if pieces else schema.empty_table()
+
+    return squares
+
+
+def run_squares(folder, as_table, count=20):
+    columns = (pa.field("name", pa.string()), pa.field("square", pa.int64()), pa.field("texts", pa.list_(pa.string())))
+    stage = Stage("squares", columns, {"numbers": ("name", "value")}, None, None, whole=True)
+    run_stage(stages(count)[0], folder, PARTS, quiet=True)
+    return run_stage(dataclasses.replace(stage, open=lambda _: open_squares(as_table)), folder, PARTS, quiet=True)
+
+
+@pytest.mark.parametrize("count", [0, 1, 20])
+def test_a_whole_stage_may_give_a_table_and_its_files_are_those_of_the_same_rows(tmp_path, count):
+    by_rows, by_table = (run_squares(tmp_path / str(as_table), as_table, count) for as_table in (False, True))
+    by_rows.seconds = by_table.seconds = 0
+    assert by_rows == by_table and by_rows.rows == count and by_rows.parts_made == PARTS
+    assert files(tmp_path / "False") == files(tmp_path / "True")
+    assert run_squares(tmp_path / "True", True, count).parts_made == 0
+
+
+def test_a_table_of_accepted_rows_alone_needs_no_verdict_and_no_other_columns(tmp_path):
+    run_stage(stages(9)[0], tmp_path, PARTS, quiet=True)
+    columns = (pa.field("name", pa.string()), pa.field("square", pa.int64()))
+
+    def only(*names):
+        return Stage("only", columns, {"numbers": ("name", "value")}, names,
+                     lambda names: lambda tables: tables["numbers"].select(["name"]).rename_columns(names), whole=True)  # fmt: skip
+
+    assert run_stage(only("name"), tmp_path, PARTS, quiet=True).accepted == 9
+    rows = Table(tmp_path, "only", PARTS).read().to_pylist()
+    assert {(row["square"], row["accepted"], row["reason"]) for row in rows} == {(None, True, None)}
+    with pytest.raises(TypeError, match="column 'nome' that it does not declare"):
+        run_stage(only("nome"), tmp_path, PARTS, quiet=True)
 
 
 def test_new_rows_are_computed_and_known_ones_are_not(ray, tmp_path):
