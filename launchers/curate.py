@@ -3,7 +3,7 @@
 Examples:
   python launchers/curate.py --input films/ --output curated captions.caption_backend=openai \\
       captions.caption_endpoint=http://localhost:8000/v1 captions.caption_model=Qwen/Qwen2.5-VL-7B-Instruct
-  python launchers/curate.py --input films/ --output curated --caption-backend file --caption-file annotations.jsonl
+  python launchers/curate.py --input films/ --output curated --annotations annotations.jsonl     # made by hand
   python launchers/curate.py --input films/ --output curated                 # without captions: up to selected clips
   python launchers/curate.py --input films/ --output curated --stages pairs samples encoded shards report \\
       pairs.min_similarity=0.6                                               # another cut; no frame is read again
@@ -30,13 +30,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from phantom_mega.errors import UserError
 
 
+# What `--annotations` sets.
+BACKENDS = ("captions.caption_backend", "subjects.subject_backend", "detections.detector")
+FILES = ("captions.caption_file", "subjects.subject_file", "detections.detector_file")
+
+
 def main() -> int:
     """Parse, run, report; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", default="videos", help="videos, phantom_data, opens2v, image_pairs; default: videos")
+    parser.add_argument("--source", default="videos", help="videos (default), phantom_data, opens2v, or image_pairs")
     parser.add_argument("--input", help="for videos: a folder, one video, or a text file with a path on each line")
     parser.add_argument("--output", type=Path, help="folder of all that is made")
     parser.add_argument("--config", default="default", help="recipe: default, tiny, or a path; default: default")
+    parser.add_argument("--annotations", help="JSON lines with captions, subjects and boxes, instead of models")
     parser.add_argument("--stages", nargs="+", metavar="STAGE", help="run these alone (those before them have run)")
     parser.add_argument("--retry-failed", action="store_true", help="make rows again that failed or crashed a worker")
     parser.add_argument("--help-fields", action="store_true", help="print every setting with its meaning")
@@ -53,6 +59,10 @@ def main() -> int:
         return 0
     if not args.input or not args.output:
         parser.error(f"--input ({source.about}) and --output are needed")
+    if args.annotations:
+        overrides = (
+            [f"{field}={args.annotations}" for field in FILES] + [f"{field}=file" for field in BACKENDS] + overrides
+        )
     config = source.recipes.load(args.config, overrides)
     run(args.input, args.output, source, config, args.stages, args.retry_failed, lambda line: print(line, flush=True))
     print("\nstage         accepted  rejected")

@@ -14,7 +14,7 @@ from phantom_mega.curation.captions import CaptionSettings
 from phantom_mega.curation.crops import CropSettings
 from phantom_mega.curation.detections import DetectionSettings
 from phantom_mega.curation.embeddings import EmbeddingSettings
-from phantom_mega.curation.faces import FaceSettings
+from phantom_mega.curation.faces import FaceMatchSettings, FaceSettings
 from phantom_mega.curation.image_pairs import ImagePairSettings
 from phantom_mega.curation.measures import MeasureSettings
 from phantom_mega.curation.neighbours import NeighbourSettings
@@ -58,6 +58,7 @@ class CurationConfig:
     crops: CropSettings = field(default_factory=CropSettings)
     embeddings: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     faces: FaceSettings = field(default_factory=FaceSettings)
+    face_matching: FaceMatchSettings = field(default_factory=FaceMatchSettings)
     neighbours: NeighbourSettings = field(default_factory=NeighbourSettings)
     pairs: PairSettings = field(default_factory=PairSettings)
     samples: SampleSettings = field(default_factory=SampleSettings)

@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from phantom_mega.curation.engine.run import locked, ray_session, run_stage
+from phantom_mega.curation.engine.run import Result, locked, ray_session, run_stage
 from phantom_mega.curation.engine.stage import Stage
 from phantom_mega.curation.engine.tables import Table
-from phantom_mega.curation.report import write_report
+from phantom_mega.curation.report import PAGE_NAME, PICTURE_NAME, Counts, write_report
 from phantom_mega.curation.sources import Source
 from phantom_mega.curation.write import Written, write_shards
 from phantom_mega.errors import UserError
@@ -33,12 +33,17 @@ def choose(stages: list[Stage], only: list[str] | None) -> list[str]:
     return [name for name in names if not only or name in only]
 
 
-def without_captions(steps: list[str], config) -> list[str]:
-    """Steps up to the first one that needs captions, where nobody is named who writes them; and the report."""
-    settings = getattr(config, "captions", None)
-    if settings is None or settings.caption_backend != "none" or "captions" not in steps:
-        return steps
-    return [*steps[: steps.index("captions")], *(name for name in steps if name == "report")]
+# (stage, section, setting): what nobody is named to do by default
+_NEEDED = (("captions", "captions", "caption_backend"), ("detections", "detections", "detector"))
+
+
+def until_nobody(steps: list[str], config) -> tuple[list[str], str]:
+    """Steps up to the first one that nobody is named for, with the report; and the setting that would name somebody."""
+    for stage, section, setting in _NEEDED:
+        settings = getattr(config, section, None)
+        if settings is not None and getattr(settings, setting) == "none" and stage in steps:
+            return [*steps[: steps.index(stage)], *(name for name in steps if name == "report")], f"{section}.{setting}"
+    return steps, ""
 
 
 def run(
@@ -49,7 +54,7 @@ def run(
     only: list[str] | None = None,
     retry: bool = False,
     say: Callable[[str], None] = print,
-) -> None:
+) -> list[Result]:
     """Run steps on an input; each is left alone where it is done.
 
     Args:
@@ -61,28 +66,49 @@ def run(
         retry: make rows again that failed.
         say: prints a line.
 
+    Returns:
+        what the run of each stage did.
+
     Raises:
         UserError: bad input, a table that is missing or damaged, a full disk.
     """
     folder, parts = output / TABLES, config.engine.parts
     stages = source.stages(input_path, config, folder)
-    steps = choose(stages, only)
-    chosen = steps if only else without_captions(steps, config)
+    chosen, missing = choose(stages, only), ""
+    if not only:
+        chosen, missing = until_nobody(chosen, config)
+    results = []
     with locked(output):
         _keep_layout(output, parts)
         with ray_session(config.engine.num_cpus or None):
             for stage in stages:
                 if stage.name in chosen:
-                    say(run_stage(stage, folder, parts, retry).line())
+                    results.append(run_stage(stage, folder, parts, retry))
+                    say(results[-1].line())
         if "shards" in chosen:
             say(_told(write_shards(folder, parts, output / SHARDS, config.write)))
         if "report" in chosen:
-            say(f"report: {write_report(output, stages, config)}")
-    if chosen != steps:
+            counts = report(output, stages, config)
+            say(f"report: {output / PAGE_NAME}, {output / PICTURE_NAME}")
+            if (found := counts.precision) is not None and found.total:
+                share = f"{found.value:.1%} (95% interval {found.low:.1%} to {found.high:.1%})"
+                say(f"cross pairs that hand labels call right: {found.right:,} of {found.total:,}, {share}")
+    if missing:
         say(
-            f"stopped before {steps[steps.index('captions')]}: captions.caption_backend=none. Name who describes the "
-            "clips (openai, transformers, file) and run again; what is done is not done again"
+            f"stopped before the stage that {missing}=none is for: name who does it (openai, transformers, file), and "
+            "run again; what is done is not done again"
         )
+    return results
+
+
+def report(output: Path, stages: list[Stage], config) -> Counts:
+    """Write the report of what has run; see `write_report`."""
+    pairs = getattr(config, "pairs", None)
+    cuts = {} if pairs is None else {
+        "cuts": (pairs.min_similarity, pairs.max_similarity),
+        "face_cuts": (pairs.min_face_similarity, pairs.max_face_similarity),
+    }  # fmt: skip
+    return write_report(output, stages, config, config.engine.parts, **cuts)
 
 
 def _told(written: Written) -> str:

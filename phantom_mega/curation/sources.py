@@ -64,7 +64,7 @@ def _from_videos(source: str, settings: config.CurationConfig, folder: Path) -> 
         boxes.stage(settings.boxes),
         crops.stage(settings.crops),
         embeddings.stage(settings.embeddings),
-        faces.stage(settings.faces),
+        *faces.stages(settings.faces, settings.face_matching),
         neighbours.stage(settings.neighbours),
         pairs.stage(settings.pairs),
         samples.stage(settings.samples),
