@@ -104,3 +104,45 @@ def write_grounding_dino(folder):
     images = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
     GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)
     return folder
+
+
+def write_sam(folder):
+    """A folder with a tiny SAM."""
+    shape = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    config = SamConfig(
+        vision_config=dict(
+            image_size=64, patch_size=16, output_channels=32, global_attn_indexes=[0], window_size=0, mlp_ratio=2.0,
+            num_pos_feats=16, **shape,
+        ),
+        prompt_encoder_config=dict(hidden_size=32, image_size=64, patch_size=16, mask_input_channels=4),
+        mask_decoder_config=dict(hidden_size=32, mlp_dim=64, num_hidden_layers=1, num_attention_heads=2,
+                                 iou_head_hidden_dim=32),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    SamModel(config).save_pretrained(folder)
+    sizes = {"size": {"longest_edge": 64}, "pad_size": {"height": 64, "width": 64}}
+    SamProcessor(SamImageProcessor(**sizes, mask_pad_size={"height": 16, "width": 16})).save_pretrained(folder)
+    return folder
+
+
+def write_sam2(folder):
+    """A folder with a tiny SAM 2."""
+    backbone = dict(
+        model_type="sam2_hiera_det_model", image_size=[64, 64], hidden_size=8, num_attention_heads=1,
+        blocks_per_stage=[1, 1, 2, 1], embed_dim_per_stage=[8, 16, 32, 64], num_attention_heads_per_stage=[1, 1, 2, 2],
+        window_size_per_stage=[4, 4, 2, 2], global_attention_blocks=[3],
+    )  # fmt: skip
+    config = Sam2Config(
+        vision_config=dict(
+            backbone_config=backbone, backbone_channel_list=[64, 32, 16, 8], fpn_hidden_size=32,
+            backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
+        ),
+        prompt_encoder_config=dict(hidden_size=32, image_size=64, patch_size=16, mask_input_channels=4),
+        mask_decoder_config=dict(hidden_size=32, mlp_dim=64, num_hidden_layers=1, num_attention_heads=2,
+                                 iou_head_hidden_dim=32),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    Sam2Model(config).save_pretrained(folder)
+    size = {"height": 64, "width": 64}
+    Sam2Processor(Sam2ImageProcessor(size=size, mask_size={"height": 16, "width": 16})).save_pretrained(folder)
+    return folder
