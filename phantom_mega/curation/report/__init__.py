@@ -58,16 +58,17 @@ def write_report(
     tables = Tables(output / TABLES, stages, parts)
     accepted, rejected = _grids(tables, counts)
     page = render(counts, made, output.absolute().name, accepted, rejected, cuts, face_cuts)
+    picture = draw_overview(counts, made, accepted, rejected, cuts, face_cuts)
     with whole_file(output / PAGE_NAME) as path:
         path.write_bytes(page.encode("utf-8", "replace"))
     with whole_file(output / PICTURE_NAME) as path:
-        draw_overview(counts, made, accepted, rejected, cuts, face_cuts).save(path, "PNG", optimize=True)
+        picture.quantize(256).save(path, "PNG", optimize=True)  # a third of the bytes
     return counts
 
 
 def _grids(tables: Tables, counts: Counts) -> tuple[Grid, Grid]:
     """Accepted and rejected pairs to look at; empty where stages have not run."""
-    if counts.candidates is None or not tables.has("crops"):
+    if counts.candidates is None or not counts.image_parts:
         return Grid([], Chosen()), Grid([], Chosen())
     good, bad = (choose(counts.candidates, MOST_PAIRS) for choose in (choose_accepted, choose_rejected))
     return (

@@ -73,7 +73,7 @@ def image_parts(tables: Tables, most: int = IMAGE_BYTES) -> set[int]:
     What lies in a part is decided by a hash of its name: a few parts are a fair sample of all.
     """
     parts: set[int] = set()
-    if not tables.has("crops", "image"):
+    if not tables.has("crops", *_CROP, "image"):
         return parts
     for part in range(tables.parts):
         most -= tables.there["crops"].path(part).stat().st_size

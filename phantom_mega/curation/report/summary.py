@@ -36,6 +36,7 @@ class Counts:
         statistics: of the data set.
         candidates: for pairs; None where the stage has not run.
         labelled: cross pairs with labels by hand; None without labels.
+        image_parts: parts of the table `crops` whose images may be read.
     """
 
     stages: list[StageCounts]

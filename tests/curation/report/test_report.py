@@ -20,7 +20,7 @@ from tests.curation.clips import real
 from tests.curation.report.stages import MADE, STAGES
 from tests.curation.tables import PARTS, write_stage
 
-HOSTILE = "\"><script>alert('1')</script> $x_{ & \u202e日本\x00 {{ 7*7 }} --> ]]>"
+HOSTILE = "\"><script>alert('1')</script> $x_{$ & \u202e日本\x00 {{ 7*7 }} --> ]]>"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
@@ -223,7 +223,7 @@ def test_text_is_made_fit_to_be_shown():
 
 
 def test_figures_follow_the_colours_of_the_page_and_share_no_names():
-    panel = page.figures.Panel("<t>", "", lambda axes: page.figures.bars(axes, ["$a_{"], [3], ["--> <b>"]))
+    panel = page.figures.Panel("<t>", "", lambda axes: page.figures.bars(axes, ["$a_{$"], [3], ["--> <b>"]))
     first, second = svg(panel, 1), svg(panel, 2)
     assert "var(--c1)" in first and "#0b66c3" not in first and 'aria-label="&lt;t&gt;"' in first
     names = [set(re.findall(r'\bid="([^"]+)"', one)) for one in (first, second)]
