@@ -6,7 +6,7 @@ from phantom_mega.curation.columns import fields_of
 from phantom_mega.curation.engine.part import PartRunner
 from phantom_mega.curation.engine.run import run_stage
 from phantom_mega.curation.engine.stage import Stage
-from phantom_mega.curation.engine.tables import Table, split
+from phantom_mega.curation.engine.tables import Table, part_of
 from phantom_mega.data.decode import PyAVDecoder
 from phantom_mega.data.index import TripletIndex
 from phantom_mega.data.plan import PlannedSample
@@ -21,11 +21,13 @@ def write_table(folder, name, rows, leave_out=()):
     write_stage(folder, Stage(name, fields_of(name, *leave_out), {}, None, None), rows)
 
 
-def write_stage(folder, stage, rows, parts=PARTS):
-    """The table of any stage."""
-    rows = [{"accepted": True, "_input": bytes(16)} | row for row in rows]
-    for part, members in enumerate(split(rows, stage, parts)):
-        Table(folder, stage.name, parts).write(part, members, stage.schema, b"by hand")
+def write_stage(folder, stage, rows, parts=PARTS, by=None):
+    """The table of any stage; rows lie in parts by their key, or by another column (crops lie with their clips)."""
+    members = [[] for _ in range(parts)]
+    for row in sorted(rows, key=lambda row: str(row[stage.key])):
+        members[part_of(str(row[by or stage.key]), parts)].append({"accepted": True, "_input": bytes(16)} | row)
+    for part, some in enumerate(members):
+        Table(folder, stage.name, parts).write(part, some, stage.schema, b"by hand")
 
 
 def run_here(stages, folder):

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from phantom_mega.curation.engine.stage import Row
-from phantom_mega.curation.engine.tables import part_of
 from phantom_mega.curation.report.reading import Tables
 
 _COLUMNS = ("kind", "similarity", "face_similarity", "accepted", "reason")
@@ -71,13 +70,19 @@ def read_candidates(tables: Tables, image_parts: set[int]) -> Candidates | None:
     if not tables.has("pairs", "crop_id", *_COLUMNS):
         return None
     everywhere, parts, readable = len(image_parts) == tables.parts, [], []
+    names = pa.array([], pa.string()) if everywhere else _names(tables, image_parts)
     for part in tables.read("pairs", [*_COLUMNS, *(() if everywhere else ("crop_id",))]):
         if not everywhere:
-            crops = part["crop_id"].to_pylist()
-            readable.append(np.array([part_of(str(crop), tables.parts) in image_parts for crop in crops], bool))
+            readable.append(pc.is_in(part["crop_id"], value_set=names).to_numpy())
         reason = pa.chunked_array([part["reason"].combine_chunks()], pa.string())
         parts.append(part.select(_COLUMNS).set_column(4, "reason", reason))
     return candidates_of(pa.concat_tables(parts), None if everywhere else np.concatenate(readable))
+
+
+def _names(tables: Tables, parts: set[int]) -> pa.Array:
+    """Names of the crops in some parts; crops lie in the parts of their clips, which their own names do not tell."""
+    columns = [tables.read_part("crops", part, ["crop_id"], True)["crop_id"] for part in sorted(parts)]
+    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string()).combine_chunks()
 
 
 def spread(values: np.ndarray, count: int) -> np.ndarray:

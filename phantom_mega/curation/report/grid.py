@@ -70,7 +70,7 @@ class Shown:
 def image_parts(tables: Tables, most: int = IMAGE_BYTES) -> set[int]:
     """Parts of `crops`, from the first on, whose images are of `most` bytes together; at least one.
 
-    What lies in a part is decided by a hash of its name: a few parts are a fair sample of all.
+    Crops lie in the parts of their clips, which hashes of names decide: a few parts are a fair sample of all.
     """
     parts: set[int] = set()
     if not tables.has("crops", *_CROP, "image"):
@@ -94,8 +94,7 @@ def read_grid(tables: Tables, chosen: Chosen, parts: set[int], with_frames: bool
     """
     pairs = read_rows(tables, "pairs", chosen.rows, _PAIR)
     references, targets = _find_crops(tables, pairs, parts)
-    wanted = [crop["crop_id"] for crop in (*references.values(), *targets.values())]
-    images = _read_images(tables, wanted, parts)
+    images = _read_images(tables, [*references.values(), *targets.values()], parts)
     clips = _clips(tables, {pair["clip_id"] for pair in pairs}) if with_frames else {}
     found = []
     for pair in pairs:
@@ -122,7 +121,10 @@ def _place(crop: Row | None) -> str:
 
 
 def _find_crops(tables: Tables, pairs: Sequence[Row], parts: set[int]) -> tuple[dict[str, Row], dict[tuple, Row]]:
-    """(references by name, the middle one of the crops of each pair's subject); what may be read is preferred."""
+    """(references by name, the middle one of the crops of each pair's subject), each with the `part` that it lies in.
+
+    What may be read is preferred.
+    """
     names = pa.array([pair["crop_id"] for pair in pairs], pa.string())
     clips = pa.array([pair["clip_id"] for pair in pairs], pa.string())
     references: dict[str, Row] = {}
@@ -131,9 +133,9 @@ def _find_crops(tables: Tables, pairs: Sequence[Row], parts: set[int]) -> tuple[
         table = tables.read_part("crops", part, _CROP, True)
         wanted = pc.or_(pc.is_in(table["crop_id"], value_set=names), pc.is_in(table["clip_id"], value_set=clips))
         for row in table.filter(wanted).to_pylist():
-            references[row["crop_id"]] = row
+            references[row["crop_id"]] = row | {"part": part}
             if (row["clip_id"], row["subject"]) in seen:
-                seen[row["clip_id"], row["subject"]].append((part not in parts, row))
+                seen[row["clip_id"], row["subject"]].append((part not in parts, row | {"part": part}))
     asked = set(names.to_pylist())
     return {name: row for name, row in references.items() if name in asked}, {
         subject: _middle(crops) for subject, crops in seen.items() if crops
@@ -146,10 +148,10 @@ def _middle(crops: list[tuple[bool, Row]]) -> Row:
     return rows[len(rows) // 2]
 
 
-def _read_images(tables: Tables, names: Iterable[str], parts: set[int]) -> dict[str, Image.Image]:
+def _read_images(tables: Tables, crops: Iterable[Row], parts: set[int]) -> dict[str, Image.Image]:
     by_part: dict[int, set[str]] = {}
-    for name in names:
-        by_part.setdefault(part_of(name, tables.parts), set()).add(name)
+    for crop in crops:
+        by_part.setdefault(crop["part"], set()).add(crop["crop_id"])
     found: dict[str, Image.Image] = {}
     for part in sorted(by_part.keys() & parts):
         path, wanted = tables.there["crops"].path(part), by_part[part]

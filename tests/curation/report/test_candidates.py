@@ -73,6 +73,12 @@ def test_rows_are_found_again_by_their_numbers_and_images_may_be_out_of_reach(tm
     assert [row["pair_id"] for row in read_rows(tables, "pairs", [39, 0, 20], ["pair_id"])] == [
         names[39], names[0], names[20]
     ]  # fmt: skip
+    crops = [{"crop_id": row["crop_id"], "clip_id": f"clip {i // 5}"} for i, row in enumerate(rows)]
+    write_stage(tmp_path, STAGES["crops"], crops, by="clip_id")
+    tables = Tables(tmp_path, list(STAGES.values()), PARTS)
     half = read_candidates(tables, {0})
+    there = set(tables.read_part("crops", 0, ["crop_id"], True)["crop_id"].to_pylist())
+    shown = [row["crop_id"] for row in read_rows(tables, "pairs", np.flatnonzero(half.readable), ["crop_id"])]
+    assert set(shown) == there
     assert 0 < half.readable.sum() < 40 and all(half.readable[row] for row in choose_accepted(half, 40).rows)
     assert choose_accepted(half, 40).total == 20

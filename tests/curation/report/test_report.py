@@ -102,7 +102,7 @@ def curated(output, film, name="x", count=12):
         {"clip_id": clips[0]["clip_id"], "accepted": False, "reason": "failed", "detail": f"{name} away"}
     ]
     for table, made in rows.items():
-        write_stage(folder, STAGES[table], made)
+        write_stage(folder, STAGES[table], made, by="clip_id")  # as the stages leave them
 
 
 def test_a_report_tells_all_that_is_there_and_stands_alone(tmp_path, film):
