@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# From a fresh clone to a generated video: makes the environment, prepares sample triplets from real clips, trains stage 1
-# and stage 2 of the tiny recipe (on the GPU if there is one), draws the loss and the training samples, exports stage 2
-# for diffusers, and generates videos of subjects that were held out.
-# Everything lies in runs/quickstart. About ten minutes on two cores, after the install.
+# From a fresh clone to a generated video: makes the environment, curates a film and two clips to training triplets, trains
+# stage 1 and stage 2 of the tiny recipe (on the GPU if there is one), draws the loss and the training samples, exports
+# stage 2 for diffusers, and generates videos of subjects that were held out.
+# Everything lies in runs/quickstart. About twelve minutes on two cores, after the install.
 #
 #   bash launchers/quickstart.sh             run, or go on where an earlier run stopped
 #   bash launchers/quickstart.sh --fresh     remove runs/quickstart and start over
@@ -22,7 +22,7 @@ train() { # NAME ARGUMENTS...
     shift
     before=$(latest_iteration "$run")
     say "training $config ($run)"
-    "$VENV/bin/python" launchers/train.py --config "$config" "data.index_path=[$out/data]" "train.save=$run" "$@" ||
+    "$VENV/bin/python" launchers/train.py --config "$config" "data.index_path=[$out/curated/shards/train]" "train.save=$run" "$@" ||
         code=$?
     if [[ $code == 75 ]]; then
         fail "stopped early; a checkpoint is written. Run this script again to go on"
@@ -43,17 +43,20 @@ main() {
     ensure_environment
     mkdir -p "$out"
     local python=$VENV/bin/python
-    say "sample triplets from real clips"
-    "$python" tools/prepare_samples.py --output "$out/data"
+    say "sample videos"
+    "$python" tools/fetch_samples.py --output "$out/sources"
+    say "curation: from videos to triplets with references from other shots ($out/curated/report.html)"
+    "$python" launchers/curate.py --input "$out/sources" --output "$out/curated" --config sample \
+        --annotations "$out/sources/annotations.jsonl"
     train stage1
     train stage2 "train.load=$out/stage1/checkpoints"
     say "pictures"
     "$python" tools/plot_loss.py "$out/stage1" "$out/stage2" --output "$out/loss.png"
-    "$python" tools/contact_sheet.py --data "$out/data" --output "$out/contact_sheet.png"
+    "$python" tools/contact_sheet.py --data "$out/curated/shards/train" --output "$out/contact_sheet.png"
     say "export"
     "$python" tools/export_hf.py "$out/stage2" "$out/export" --overwrite
     say "videos of held-out subjects"
-    "$python" tools/make_cases.py --data "$out/data/heldout" --output "$out/cases"
+    "$python" tools/make_cases.py --data "$out/curated/shards/validation" --output "$out/cases" --limit 3
     # Lower than the paper's 3 and 7.5, which are for a model that has seen millions of videos.
     "$python" launchers/generate.py --checkpoint "$out/export" --cases "$out/cases/cases.json" --output "$out/videos" \
         --size 160*96 --frame-num 17 --sample-steps 20 --sample-guide-scale-img 1.5 --sample-guide-scale-text 2.5 \
@@ -67,7 +70,7 @@ Done. In $out:
                       a few colours in these minutes, and no subject yet
   export/             the trained model as a diffusers folder
   stage1/ stage2/     of each stage: log, TensorBoard events, checkpoints/
-  data/               the sample triplets, WebDataset shards and index.parquet
+  curated/            report.html: what became of the videos; shards/: the triplets, WebDataset shards and index.parquet
 Look at the curves with: $VENV/bin/tensorboard --logdir $out
 Train on your own data: see README.md; start over: bash launchers/quickstart.sh --fresh
 LIST

@@ -3,7 +3,7 @@
 # torchrun on this machine. Stops are graceful: the first signal becomes "checkpoint and exit" on all ranks.
 #
 #   launchers/run.sh SCRIPT.py [arguments of the script]
-#   launchers/run.sh launchers/train.py --config tiny_stage1 data.index_path=[runs/quickstart/data]
+#   launchers/run.sh launchers/train.py --config tiny_stage1 data.index_path=[runs/quickstart/curated/shards/train]
 #   NPROC_PER_NODE=4 GPUS_PER_NODE=0 launchers/run.sh launchers/train.py --config tiny_stage1 ...       (4 CPU ranks)
 #
 # SIGUSR1, SIGTERM or Ctrl-C: every rank gets SIGUSR1, writes a checkpoint and leaves; this script then exits 75

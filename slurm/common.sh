@@ -71,7 +71,7 @@ run_stage() { # RECIPE LOAD-RECIPE ARGUMENTS...: LOAD-RECIPE is empty for a stag
     elif [[ $recipe != *.yaml ]] && ! has_argument data.index_path "$@"; then
         fail "DATA_INDEX is not set: the folder of the training data's index.parquet, or several joined by commas." \
             "Example: DATA_INDEX=/data/phantom/train sbatch slurm/stage1_256p.sh." \
-            "Sample data: python tools/prepare_samples.py --output runs/samples"
+            "Sample data: launchers/quickstart.sh makes runs/quickstart/curated/shards/train"
     fi
     if [[ -n $load ]] && ! has_argument train.load "$@"; then
         holds_checkpoint "$load" || holds_checkpoint "$RUN_DIR" ||

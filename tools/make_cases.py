@@ -21,7 +21,7 @@ from phantom_mega.files import whole_file
 from phantom_mega.images import open_image
 
 EXAMPLES = """examples:
-  python tools/make_cases.py --data runs/quickstart/data/heldout --output runs/quickstart/cases
+  python tools/make_cases.py --data runs/quickstart/curated/shards/validation --output runs/quickstart/cases
   python tools/make_cases.py --data /data/phantom/validation --output cases --limit 50
   python launchers/generate.py --checkpoint runs/s2 --cases cases/cases.json --output videos
 """

@@ -22,6 +22,7 @@ from phantom_mega.data.schema import MAX_REFERENCES, PAIR_KINDS
 from phantom_mega.errors import UserError
 
 SPLITS = ("train", "validation")
+CHOICES = ("draw", "most_similar")
 SOURCE_TYPE = pa.struct(
     [
         ("phrase", pa.string()),
@@ -61,6 +62,9 @@ class SampleSettings:
 
     max_references: int = MAX_REFERENCES
     """References of a sample at most, one of each subject (paper 3.1: up to 4)."""
+    reference_choice: str = "draw"
+    """Which of a subject's cross pairs is taken: `draw` (any, by a hash), or `most_similar`, which prefers references
+    that come close to the clip's own picture, and so to copying it."""
     keep_without_reference: bool = False
     """Clips without any reference become samples of text to video instead of being rejected."""
     validation_fraction: float = 0.01
@@ -68,12 +72,14 @@ class SampleSettings:
     validation_videos: list[str] = field(default_factory=list)
     """Source videos that are in the validation split in any case: their files' names without ending, or whole ids."""
     seed: int = 0
-    """Of that hash."""
+    """Of these hashes."""
 
     def check(self) -> None:
         """Raise UserError on a value out of range."""
         if not 0 <= self.max_references <= MAX_REFERENCES:
             raise UserError(f"max_references={self.max_references}; a sample has 0 to {MAX_REFERENCES} references")
+        if self.reference_choice not in CHOICES:
+            raise UserError(f"reference_choice={self.reference_choice!r}; use {' or '.join(CHOICES)}")
         if not 0 <= self.validation_fraction <= 1:
             raise UserError(f"validation_fraction={self.validation_fraction} is not within 0 and 1")
 
@@ -93,14 +99,24 @@ def split_videos(video_ids: Sequence[str], settings: SampleSettings) -> dict[str
     return {video: SPLITS[bool(out or by_name)] for video, out, by_name in zip(video_ids, held, named, strict=True)}
 
 
-def best_pairs(pairs: Iterable[Row], most: int) -> list[Row]:
+def best_pairs(pairs: Iterable[Row], most: int, seed: int | None = None) -> list[Row]:
     """The best pair of each subject, at most `most`, in the order of the subjects; no reference twice.
 
     A cross pair is better than any in-pair, then the more similar one is.
+
+    Args:
+        pairs: of a clip.
+        most: pairs.
+        seed: cross pairs are as good as each other, and drawn by it; None: the more similar one is better.
     """
+    pairs = list(pairs)
+    draws = draw_uniform(hash_keys(pair["pair_id"] for pair in pairs), seed, "reference") if seed is not None else ()
+    drawn = {pair["pair_id"]: draw for pair, draw in zip(pairs, draws)}
 
     def rank(pair: Row) -> tuple:
-        return PAIR_KINDS.index(pair["kind"]), -(pair["similarity"] or 0.0), pair["crop_id"]
+        crossing = pair["kind"] == PAIR_KINDS[0]
+        by = drawn.get(pair["pair_id"], 0.0) if crossing else 0.0
+        return PAIR_KINDS.index(pair["kind"]), by, -(pair["similarity"] or 0.0), pair["crop_id"]
 
     best: dict[int, Row] = {}
     used: set[str] = set()
@@ -160,6 +176,7 @@ def make_samples(tables: Mapping[str, pa.Table], settings: SampleSettings) -> li
             pairs[pair["clip_id"]].append(pair)
     videos = {clip["video_id"] for clip in clips.values()} | {crop["video_id"] for crop in crops.values()}
     split = split_videos(sorted(videos), settings)
+    drawn_by = settings.seed if settings.reference_choice == "draw" else None
     rows = []
     for clip_id in sorted(tables["selected"]["clip_id"].to_pylist()):
         clip = clips.get(clip_id)
@@ -167,7 +184,7 @@ def make_samples(tables: Mapping[str, pa.Table], settings: SampleSettings) -> li
             continue
         side = split[clip["video_id"]]
         there = [pair for pair in pairs[clip_id] if split[crops[pair["crop_id"]]["video_id"]] == side]
-        chosen = best_pairs(there, settings.max_references)
+        chosen = best_pairs(there, settings.max_references, drawn_by)
         sources = [
             source_of(pair, subjects[clip_id][pair["subject"]], crop, clips[crop["clip_id"]])
             for pair, crop in ((pair, crops[pair["crop_id"]]) for pair in chosen)

@@ -68,6 +68,20 @@ def test_the_best_pair_of_each_subject_is_taken_and_cross_comes_before_in():
     assert best_pairs(reversed(pairs), 4) == best_pairs(pairs, 4)
 
 
+def test_cross_pairs_are_drawn_evenly_whatever_their_similarity_and_the_same_each_time():
+    pairs = [pair(0, f"x{i}", similarity=0.9 - i / 100) for i in range(4)] + [pair(0, "own", "in", 1.0)]
+    drawn = [best_pairs(pairs, 1, seed)[0]["crop_id"] for seed in range(400)]
+    assert {name: 70 < drawn.count(name) < 130 for name in sorted(set(drawn))} == {f"x{i}": True for i in range(4)}
+    assert best_pairs(reversed(pairs), 1, 7) == best_pairs(pairs, 1, 7)
+    several = tables(["v", "w"], [pair(0, f"x{i}", similarity=0.9 - i / 100) for i in range(4)],
+                     {f"x{i}": 1 for i in range(4)})  # fmt: skip
+    choose = {"validation_fraction": 0}
+    found = {only(make_samples(several, SampleSettings(seed=seed, **choose)))["references"][0] for seed in range(40)}
+    assert found == {f"x{i}" for i in range(4)}
+    nearest = SampleSettings(reference_choice="most_similar", seed=3, **choose)
+    assert only(make_samples(several, nearest))["references"] == ["x0"]
+
+
 def test_a_sample_says_where_its_references_come_from_in_pixels_and_frames():
     rows = make_samples(tables(["v", "w"], [pair(1, "x")], {"x": 1}), SampleSettings(validation_fraction=0))
     row = only(rows)

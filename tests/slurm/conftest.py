@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.media import write_data_set
+
 REPOSITORY = Path(__file__).parents[2]
 CLUSTER = Path(__file__).with_name("cluster.sh")
 FINAL_STATES = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL"}
@@ -136,9 +138,5 @@ def slurm():
 
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory) -> Path:
-    """Folder of sample triplets cut from real clips, prepared once."""
-    folder = tmp_path_factory.mktemp("samples")
-    command = [sys.executable, "tools/prepare_samples.py", "--output", str(folder)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    return folder
+    """Folder of a small data set, made once."""
+    return write_data_set(tmp_path_factory.mktemp("samples"), count=12, frames=24)
