@@ -189,14 +189,17 @@ request_stop() { # SIGNAL
 }
 
 end_driver() { # every row that is made is on disk already: nothing is lost if it does not listen
-    kill -TERM "$driver" 2>/dev/null || true
+    kill -INT "$driver" 2>/dev/null || true
     (sleep "$kill_seconds" && kill -KILL "$driver") >/dev/null 2>&1 &
     killer=$!
     disown "$killer"
 }
 
 run_driver() { # ARGUMENTS: set `code`
-    "$python" -u launchers/curate.py --input "$INPUT" --output "$OUTPUT" --config "$RECIPE" "$@" </dev/null &
+    (
+        trap - INT # which the shell would have background processes ignore
+        exec "$python" -u launchers/curate.py --input "$INPUT" --output "$OUTPUT" --config "$RECIPE" "$@"
+    ) </dev/null &
     driver=$!
     while kill -0 "$driver" 2>/dev/null; do
         wait "$driver" || true # a signal ends the wait, not the driver
