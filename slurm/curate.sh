@@ -42,7 +42,8 @@ check_number() { # NAME
 
 check_settings() {
     local recipes=phantom_mega/curation/recipes example="INPUT=/data/films OUTPUT=/data/curated sbatch slurm/curate.sh"
-    [[ -n ${INPUT:-} ]] || fail "INPUT is not set: a folder of videos, a video, or a text file of paths. Example: $example"
+    [[ -n ${INPUT:-} ]] ||
+        fail "INPUT is not set: a folder of videos, a video, or a text file of paths. Example: $example"
     [[ -e $INPUT ]] || fail "INPUT: there is nothing at '$INPUT' (looked from $PWD)"
     [[ -n ${OUTPUT:-} ]] || fail "OUTPUT is not set: the folder of all that is made. Example: $example"
     [[ -z ${CONTAINER_IMAGE:-} ]] || fail "CONTAINER_IMAGE: only the training scripts start in containers"
@@ -66,7 +67,8 @@ check_settings() {
 run_node() { # as RAY_ROLE says: `head`, or `worker` of the one at RAY_ADDRESS; until SIGUSR1
     local folder code=0 pid
     [[ -e $INPUT && -d $OUTPUT ]] ||
-        fail "node ${SLURMD_NODENAME:-?} sees no '$INPUT' or no '$OUTPUT'; both must lie on a file system that all nodes see"
+        fail "node ${SLURMD_NODENAME:-?} sees no '$INPUT' or no '$OUTPUT';" \
+            "both must lie on a file system that all nodes see"
     folder=$(node_folder "$RAY_ROLE")
     local command=("$python" -m ray.scripts.scripts start --block --disable-usage-stats --temp-dir="$folder"
         --num-cpus="${CPUS_PER_NODE:-${SLURM_CPUS_ON_NODE:-$(nproc)}}"
@@ -189,14 +191,17 @@ request_stop() { # SIGNAL
 }
 
 end_driver() { # every row that is made is on disk already: nothing is lost if it does not listen
-    kill -TERM "$driver" 2>/dev/null || true
+    kill -INT "$driver" 2>/dev/null || true
     (sleep "$kill_seconds" && kill -KILL "$driver") >/dev/null 2>&1 &
     killer=$!
     disown "$killer"
 }
 
 run_driver() { # ARGUMENTS: set `code`
-    "$python" -u launchers/curate.py --input "$INPUT" --output "$OUTPUT" --config "$RECIPE" "$@" </dev/null &
+    (
+        trap - INT # which the shell would have background processes ignore
+        exec "$python" -u launchers/curate.py --input "$INPUT" --output "$OUTPUT" --config "$RECIPE" "$@"
+    ) </dev/null &
     driver=$!
     while kill -0 "$driver" 2>/dev/null; do
         wait "$driver" || true # a signal ends the wait, not the driver
@@ -233,11 +238,8 @@ main() {
     trap 'request_stop SIGUSR1' USR1
     trap 'request_stop SIGTERM' TERM
     trap 'request_stop SIGINT' INT
-    if [[ -n ${SLURM_JOB_ID:-} ]]; then
-        start_cluster
-    else
-        unset RAY_ADDRESS # of a cluster that somebody else may have
-    fi
+    unset RAY_ADDRESS # of another cluster
+    if [[ -n ${SLURM_JOB_ID:-} ]]; then start_cluster; fi
     if [[ -z $stopped ]]; then run_driver "$@"; else code=$ex_tempfail; fi
     if [[ -n ${SLURM_JOB_ID:-} ]]; then stop_cluster; fi
     finish "$code"

@@ -35,7 +35,8 @@ requeue_crashed() { # FILE PLACE WHY: unless it has crashed MAX_CRASHES times in
     crashes=$((crashes + 1))
     echo "$2 $crashes" >"$1"
     if ((crashes >= ${MAX_CRASHES:-3})); then
-        echo "${requeue_says:-$0}: $crashes crashes in a row without progress (MAX_CRASHES); job $SLURM_JOB_ID ends here" >&2
+        echo "${requeue_says:-$0}: $crashes crashes in a row without progress (MAX_CRASHES);" \
+            "job $SLURM_JOB_ID ends here" >&2
     else
         requeue "$3"
     fi

@@ -1,6 +1,7 @@
 """Whose face it is: faces of crops of one moment are given out one to one, and each rejection says why."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,14 +9,17 @@ from PIL import Image, ImageFilter
 
 from phantom_mega.curation.columns import COLUMNS
 from phantom_mega.curation.engine.tables import Table
-from phantom_mega.curation.face_models import FaceSettings
+from phantom_mega.curation.face_models import Face, FaceSettings
 from phantom_mega.curation.faces import (
+    DETECTIONS,
     FaceMatchSettings,
     assign,
+    describe,
     generalised_iou,
     head_of,
     in_frame,
     match,
+    match_all,
     open_matching,
     same_faces,
     stages,
@@ -186,6 +190,29 @@ def test_each_threshold_takes_its_limit_and_nothing_below(column, limit, reason)
     row["found"] = [face | {column: limit - 1e-6}]
     ((_, *found),) = match([row], FaceMatchSettings())
     assert found == [reason, limit - 1e-6]
+
+
+def test_the_vector_is_that_of_the_face_that_was_given_and_a_tie_goes_by_the_crops_name():
+    """The surest face of `b` is another's; `y` and `z` are one box, as of a subject that was named twice."""
+    face = {"confidence": 0.9, "pixels": 100.0, "sharpness": 99.0}
+    corner, middle = face | {"box": (0.9, 0.8, 1.0, 0.9)}, face | {"box": (0.4, 0.1, 0.6, 0.4)}
+    rows = [
+        {"crop_id": name, "clip_id": name if name == "b" else "c", "time": 1.0, "crop_box": WHOLE, "found": found,
+         "vectors": [[float(i), 1.0] for i in range(len(found))]}
+        for name, found in (("z", [middle]), ("b", [corner, middle]), ("y", [middle]))
+    ]  # fmt: skip
+    for order in (rows, rows[::-1]):
+        table = pa.Table.from_pylist(order, schema=pa.schema(DETECTIONS))
+        found = {row["crop_id"]: row for row in match_all({"face_detections": table}, FaceMatchSettings())}
+        assert found["b"]["face"].tolist() == [1.0, 1.0] and found["b"]["box"] == list(middle["box"])
+        assert found["y"]["accepted"] and found["z"]["reason"] == "face of another subject"
+
+
+def test_the_size_of_a_face_is_counted_in_pixels_of_the_frame():
+    image, vector = np.zeros((100, 200, 3), np.uint8), np.ones(1, np.float32)
+    for box, pixels in (((50, 0, 150, 100), 300.0), ((0, 0, 20, 50), 60.0), ((0, 0, 200, 10), 40.0)):
+        found = describe(Face(box, 0.9, vector), image, {"width": 600, "height": 400})
+        assert found["pixels"] == pytest.approx(pixels)
 
 
 @pytest.mark.parametrize("settings", [{"min_face_confidence": 1.5}, {"min_face_fit": -2}, {"same_face_overlap": -0.1}])
