@@ -198,7 +198,7 @@ def quality(folder: Path, known: dict, parts: int) -> dict:
 def measure(folder: Path, options: argparse.Namespace, probes: int, known: dict) -> dict:
     """One run of both stages."""
     neighbours = {"probes": probes, "exact_below": options.exact_below, "neighbours_kept": options.neighbours_kept}
-    pairs = {"min_similarity": options.min_similarity, "max_similarity": options.max_similarity, "mutual": options.mutual}
+    pairs = {name: getattr(options, name) for name in ("min_similarity", "max_similarity", "mutual")}
     searched = run("neighbours", neighbours, folder, options.parts)
     paired = run("pairs", pairs, folder, options.parts)
     recall = recall_of_search(folder, known, options, 8)
@@ -211,10 +211,11 @@ def table_line(found: dict) -> str:
     """For people."""
     searched, paired, good = found["neighbours"], found["pairs"], found["quality"]
     return (
-        f"{found['subjects']:>9,} x {found['width']}  probes {found['probes']:>3}  neighbours {searched['seconds']:7.1f} s"
-        f" {searched['peak_gib']:5.2f} GiB  pairs {paired['seconds']:6.1f} s {paired['peak_gib']:5.2f} GiB  search recall@8"
-        f" {found['search_recall_at_8']:.4f}  pairs {good['pairs']:,}: precision {good['precision']:.4f}, recall"
-        f" {good['recall']:.4f}"
+        f"{found['subjects']:>9,} x {found['width']}  probes {found['probes']:>3}  "
+        f"neighbours {searched['seconds']:7.1f} s {searched['peak_gib']:5.2f} GiB  "
+        f"pairs {paired['seconds']:6.1f} s {paired['peak_gib']:5.2f} GiB  "
+        f"search recall@8 {found['search_recall_at_8']:.4f}  "
+        f"pairs {good['pairs']:,}: precision {good['precision']:.4f}, recall {good['recall']:.4f}"
     )
 
 
