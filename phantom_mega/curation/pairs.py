@@ -37,7 +37,7 @@ class PairSettings:
     min_similarity: float = 0.75
     """Cosine of the image embeddings at least: below it is another subject. It depends on the model and on
     `embedding_transform`; the report's histogram shows where to cut. Of 719 crops of one film, labelled by hand, with
-    MobileNet: 0.70, 0.75 and 0.80 made 91, 95 and 98 of 100 pairs right, and paired 275, 246 and 198 of 291 subjects."""
+    MobileNet: at 0.70, 0.75 and 0.80, 91, 95 and 98 of 100 pairs were right, of 275, 246 and 198 of 291 subjects."""
     max_similarity: float = 0.97
     """At most: above it is the same picture again, which teaches to copy and paste."""
     min_face_similarity: float = 0.45
