@@ -186,7 +186,7 @@ def open_squares(as_table):
         rows = [
             {"name": row["name"], "square": row["value"] ** 2, "texts": [row["name"], "é"] * (row["value"] % 3)}
             | (verdict({}, "odd", row["value"]) if row["value"] % 2 else {} if as_table else verdict({}, None))
-            for row in tables["numbers"].to_pylist()
+            for row in tables["numbers"].to_pylist()[::-1]
         ]
         if not as_table:
             return rows
