@@ -39,8 +39,8 @@ class EmbeddingSettings:
     embedding_background: str = "keep"
     """What lies outside a crop's mask: `keep` leaves it; `grey` and `white` paint it over, so that a place is not taken
     for a subject. Crops without a mask stay as they are."""
-    embedding_fit: str = "squash"
-    """How a crop becomes a square: `pad` with grey, or `squash` to it."""
+    embedding_fit: str = "pad"
+    """How a crop becomes a square: `pad` with grey, or `squash` to it (with MobileNet more things look alike then)."""
     embedding_batch: int = 32
     """Crops at once on a GPU."""
 

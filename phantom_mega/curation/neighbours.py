@@ -41,8 +41,8 @@ class NeighbourSettings:
     search_seed: int = 0
     """Of the sample that lists, mean and components are made from."""
     embedding_transform: str = "none"
-    """`center` takes the mean of all embeddings out of each, `whiten` their principal components' scale too. Both help
-    where all videos look alike (one film), for then all similarities are high; thresholds are others with each."""
+    """`center` takes the mean of all embeddings out of each, `whiten` their principal components' scale too.
+    Either may help where all similarities are high. Thresholds are others then: about 0.4 for what was 0.7."""
     whitened_dimensions: int = 64
     """Components that `whiten` keeps; at most a quarter of the crops."""
 

@@ -80,12 +80,11 @@ class Searcher:
         ivf_tools.add_preassigned(self.index, self.vectors, self.probes[:, 0].copy())
 
     def search(self, rows: np.ndarray, count: int) -> np.ndarray:
-        """The nearest of some of the vectors, themselves among them: int64 [rows, count], -1 where there are no more."""
+        """The nearest of some of the vectors, themselves among them: int64 [rows, count], -1 where there is none."""
         if self.probes is None:
             return self.index.search(self.vectors[rows], count)[1]
-        return ivf_tools.search_preassigned(
-            self.index, self.vectors[rows], count, self.probes[rows], self.scores[rows]
-        )[1]  # fmt: skip
+        probes, scores = self.probes[rows], self.scores[rows]
+        return ivf_tools.search_preassigned(self.index, self.vectors[rows], count, probes, scores)[1]
 
 
 def _empty_lists(width: int, lists: int, half: bool) -> faiss.IndexIVF:

@@ -1,4 +1,4 @@
-"""Embeddings by real models: MobileNet with ImageNet's weights, and a tiny open_clip, DINOv2 and SigLIP of random ones."""
+"""Embeddings by real models: MobileNet with ImageNet's weights; a tiny open_clip, DINOv2 and SigLIP of random ones."""
 
 import dataclasses
 import io
@@ -12,8 +12,13 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torchvision import models
 from transformers import (
-    BitImageProcessor, Dinov2Config, Dinov2Model, SiglipConfig, SiglipImageProcessor, SiglipModel,
-)  # fmt: skip
+    BitImageProcessor,
+    Dinov2Config,
+    Dinov2Model,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+)
 
 from phantom_mega.curation import embeddings
 from phantom_mega.curation.embeddings import EmbeddingSettings, open_embeddings, stage, subject_image, to_square
@@ -88,6 +93,7 @@ def test_a_vector_is_the_models_own_of_the_whole_crop_at_length_one(tiny, name):
     pixels = ((square - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1)[None].float()
     with torch.no_grad():
         expected = torch.nn.functional.normalize(by_hand(pixels), dim=1).numpy()
+    settings = dataclasses.replace(settings, embedding_fit="squash")
     found = vectors(settings, [crop("a", image), crop("b", picture(1))])
     np.testing.assert_allclose(found[:1], expected, atol=1e-5)
     assert found.dtype == np.float32 and abs(found[0] - found[1]).max() > 1e-3
@@ -115,8 +121,10 @@ def test_a_model_of_torchvision_is_taken_without_its_classifier_from_either_kind
     model = models.resnet18(num_classes=7).eval()
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    found = [vectors(EmbeddingSettings("torchvision", "resnet18", str(tmp_path / f"weights.{kind}")), [crop("a", picture())])
-             for kind in ("pth", "safetensors")]  # fmt: skip
+    found = []
+    for kind in ("pth", "safetensors"):
+        settings = EmbeddingSettings("torchvision", "resnet18", str(tmp_path / f"weights.{kind}"))
+        found.append(vectors(settings, [crop("a", picture())]))
     assert found[0].shape == (1, 512) and (found[0] == found[1]).all()
 
 
@@ -170,10 +178,10 @@ def test_on_a_gpu_a_vector_does_not_depend_on_what_came_with_it():
     ({"embedding_batch": 0}, "at least 1"), ({"embedding_model": "mobile"}, "'mobile' is no classifier of torchvision"),
     ({"embedding_model": "resnet18"}, "there for mobilenet_v2 alone"),
     ({"embedding_weights": "/no/such.pth"}, "such.pth cannot be read"),
-    ({"embedding_backend": "open_clip", "embedding_model": "ViT-B-61"}, "embeddings.embedding_model='ViT-B-61' is no open_clip"),
+    ({"embedding_backend": "open_clip", "embedding_model": "ViT-B-61"}, "embedding_model='ViT-B-61' is no open_clip"),
     ({"embedding_backend": "open_clip", "embedding_model": "ViT-B-16", "embedding_weights": ""},
      "embeddings.embedding_weights is not set"),
-    ({"embedding_backend": "transformers", "embedding_model": "/no/such"}, "embedding model '/no/such' could not be loaded"),
+    ({"embedding_backend": "transformers", "embedding_model": "/no/such"}, "model '/no/such' could not be loaded"),
 ])  # fmt: skip
 def test_mistakes_of_the_settings_are_told(change, message):
     with pytest.raises(UserError, match=message):
@@ -195,7 +203,8 @@ def test_files_that_would_run_code_or_belong_to_another_model_are_refused(tmp_pa
             open_embeddings(dataclasses.replace(MOBILENET_SETTINGS, embedding_weights=str(tmp_path / f"{name}.pth")))
     assert "code ran" not in capsys.readouterr().out
     folder = tmp_path / "partly"
-    Dinov2Model(Dinov2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=28)).save_pretrained(folder)
+    config = Dinov2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=28)
+    Dinov2Model(config).save_pretrained(folder)
     BitImageProcessor(size={"shortest_edge": 28}).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))

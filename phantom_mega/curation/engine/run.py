@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from phantom_mega.curation.engine.part import PartRunner, Summary, count, decode, encode
-from phantom_mega.curation.engine.stage import INPUT, Row, Stage, verdict
+from phantom_mega.curation.engine.stage import INPUT, Stage, verdict
 from phantom_mega.curation.engine.tables import completed, split, split_table
 from phantom_mega.errors import UserError
 

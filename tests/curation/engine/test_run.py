@@ -146,7 +146,8 @@ def run_batches(folder, calls, batch=3, retry=False, count=20, **halving):
 
 
 def rows_of(folder):
-    return {path.name: pq.read_table(path).drop_columns(["_input"]) for path in sorted((folder / "half").glob("*.parquet"))}
+    paths = sorted((folder / "half").glob("*.parquet"))
+    return {path.name: pq.read_table(path).drop_columns(["_input"]) for path in paths}
 
 
 def test_batches_give_the_same_rows_and_a_bad_row_does_not_spoil_the_others_of_its_batch(ray, tmp_path):
@@ -185,15 +186,25 @@ def open_squares(as_table):
         rows = [
             {"name": row["name"], "square": row["value"] ** 2, "texts": [row["name"], "é"] * (row["value"] % 3)}
             | (verdict({}, "odd", row["value"]) if row["value"] % 2 else {} if as_table else verdict({}, None))
-            for row in tables["numbers"].to_pylist()
+            for row in tables["numbers"].to_pylist()[::-1]
         ]
         if not as_table:
             return rows
         rows = [{"accepted": True, "reason": None, "score": None} | row for row in rows]
-        schema = pa.schema([("score", pa.float64()), ("name", pa.string()), ("square", pa.int64()),
-                            ("texts", pa.list_(pa.string())), ("accepted", pa.bool_()), ("reason", pa.string())])
-        pieces = [pa.Table.from_pylist([{k: row[k] for k in schema.names} for row in rows[i : i + 7]], schema)
-                  for i in range(0, len(rows), 7)]
+        schema = pa.schema(
+            [
+                ("score", pa.float64()),
+                ("name", pa.string()),
+                ("square", pa.int64()),
+                ("texts", pa.list_(pa.string())),
+                ("accepted", pa.bool_()),
+                ("reason", pa.string()),
+            ]
+        )
+        pieces = [
+            pa.Table.from_pylist([{k: row[k] for k in schema.names} for row in rows[i : i + 7]], schema)
+            for i in range(0, len(rows), 7)
+        ]
         return pa.concat_tables(pieces) if pieces else schema.empty_table()
 
     return squares
@@ -219,9 +230,11 @@ def test_a_table_of_accepted_rows_alone_needs_no_verdict_and_no_other_columns(tm
     run_stage(stages(9)[0], tmp_path, PARTS, quiet=True)
     columns = (pa.field("name", pa.string()), pa.field("square", pa.int64()))
 
+    def renamed(names):
+        return lambda tables: tables["numbers"].select(["name"]).rename_columns(names)
+
     def only(*names):
-        return Stage("only", columns, {"numbers": ("name", "value")}, names,
-                     lambda names: lambda tables: tables["numbers"].select(["name"]).rename_columns(names), whole=True)  # fmt: skip
+        return Stage("only", columns, {"numbers": ("name", "value")}, names, renamed, whole=True)
 
     assert run_stage(only("name"), tmp_path, PARTS, quiet=True).accepted == 9
     rows = Table(tmp_path, "only", PARTS).read().to_pylist()
