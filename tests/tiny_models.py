@@ -106,6 +106,14 @@ def write_grounding_dino(folder):
     return folder
 
 
+SAM_HEADS = {
+    "prompt_encoder_config": dict(hidden_size=32, image_size=64, patch_size=16, mask_input_channels=4),
+    "mask_decoder_config": dict(
+        hidden_size=32, mlp_dim=64, num_hidden_layers=1, num_attention_heads=2, iou_head_hidden_dim=32
+    ),
+}
+
+
 def write_sam(folder):
     """A folder with a tiny SAM."""
     shape = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
@@ -114,9 +122,7 @@ def write_sam(folder):
             image_size=64, patch_size=16, output_channels=32, global_attn_indexes=[0], window_size=0, mlp_ratio=2.0,
             num_pos_feats=16, **shape,
         ),
-        prompt_encoder_config=dict(hidden_size=32, image_size=64, patch_size=16, mask_input_channels=4),
-        mask_decoder_config=dict(hidden_size=32, mlp_dim=64, num_hidden_layers=1, num_attention_heads=2,
-                                 iou_head_hidden_dim=32),
+        **SAM_HEADS,
     )  # fmt: skip
     torch.manual_seed(0)
     SamModel(config).save_pretrained(folder)
@@ -137,9 +143,7 @@ def write_sam2(folder):
             backbone_config=backbone, backbone_channel_list=[64, 32, 16, 8], fpn_hidden_size=32,
             backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
         ),
-        prompt_encoder_config=dict(hidden_size=32, image_size=64, patch_size=16, mask_input_channels=4),
-        mask_decoder_config=dict(hidden_size=32, mlp_dim=64, num_hidden_layers=1, num_attention_heads=2,
-                                 iou_head_hidden_dim=32),
+        **SAM_HEADS,
     )  # fmt: skip
     torch.manual_seed(0)
     Sam2Model(config).save_pretrained(folder)

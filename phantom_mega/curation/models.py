@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from phantom_mega.conditioning.sources import check_complete, explain_missing, resolve_source
 from phantom_mega.curation.engine.part import UNAVAILABLE
 from phantom_mega.curation.engine.stage import Rejection
 from phantom_mega.errors import UserError
@@ -54,6 +55,31 @@ def ask_or_reject[T](
         raise Rejection(UNAVAILABLE, None, str(error)) from None
     except UnusableAnswerError as error:
         raise Rejection(reason, None, str(error)) from None
+
+
+def open_pretrained(what: str, name: str, kind: str) -> tuple[Any, Any]:
+    """(processor, model) of transformers in this process, on a GPU if there is one.
+
+    Args:
+        what: the setting that names it, for messages.
+        name: on the hub, or a folder.
+        kind: class of transformers that picks the model's own.
+
+    Raises:
+        UserError: it cannot be loaded, or misses weights.
+    """
+    import transformers
+
+    try:
+        source = resolve_source(name)
+        processor = transformers.AutoProcessor.from_pretrained(source, trust_remote_code=False)
+        model, info = getattr(transformers, kind).from_pretrained(
+            source, trust_remote_code=False, output_loading_info=True
+        )
+    except Exception as error:  # transformers raises nearly anything on what is no such model
+        raise explain_missing(what, name, error) from None
+    check_complete(what, name, info["missing_keys"])
+    return processor, model.to("cuda" if has_gpu() else "cpu").eval()
 
 
 def resources(backend: str, concurrency: int | None = None, local: Sequence[str] = ("transformers",)) -> dict[str, Any]:

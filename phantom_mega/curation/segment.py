@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from phantom_mega.conditioning.sources import explain_missing, resolve_source
-from phantom_mega.curation.models import has_gpu
+from phantom_mega.curation.models import open_pretrained
 
 
 def open_segment(name: str) -> Callable[[np.ndarray, Sequence[Sequence[int]]], np.ndarray]:
@@ -20,15 +19,8 @@ def open_segment(name: str) -> Callable[[np.ndarray, Sequence[Sequence[int]]], n
         UserError: it cannot be loaded.
     """
     import torch
-    from transformers import AutoModelForMaskGeneration, AutoProcessor
 
-    try:
-        source = resolve_source(name)
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
-        model = AutoModelForMaskGeneration.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # transformers raises nearly anything on what is no such model
-        raise explain_missing("crops.mask_model", name, error) from None
-    model = model.to("cuda" if has_gpu() else "cpu").eval()
+    processor, model = open_pretrained("crops.mask_model", name, "AutoModelForMaskGeneration")
 
     @torch.no_grad()
     def segment(frame: np.ndarray, boxes: Sequence[Sequence[int]]) -> np.ndarray:

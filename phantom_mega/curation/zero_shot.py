@@ -1,4 +1,4 @@
-"""Zero-shot detectors of transformers (Grounding DINO, OWL-ViT, OWLv2, OmDet-Turbo): boxes of phrases in a picture."""
+"""Zero-shot detectors of transformers (Grounding DINO, OWL-ViT, OWLv2): boxes of phrases in a picture."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image
 
-from phantom_mega.conditioning.sources import explain_missing, resolve_source
-from phantom_mega.curation.models import has_gpu
+from phantom_mega.curation.models import open_pretrained
 
 # (number of the phrase, score, box in pixels)
 Found = list[tuple[int, float, list[float]]]
@@ -24,15 +23,8 @@ def open_zero_shot(name: str, threshold: float) -> Callable[[Image.Image, Sequen
         UserError: it cannot be loaded.
     """
     import torch
-    from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-    try:
-        source = resolve_source(name)
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
-        model = AutoModelForZeroShotObjectDetection.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # transformers raises nearly anything on what is no such model
-        raise explain_missing("detections.detector_model", name, error) from None
-    model = model.to("cuda" if has_gpu() else "cpu").eval()
+    processor, model = open_pretrained("detections.detector_model", name, "AutoModelForZeroShotObjectDetection")
     # OWL looks at a picture once for all phrases and says which it found. The others see one text and answer with
     # pieces of it, which may belong to any phrase: they get one phrase at a time.
     together = model.config.model_type.startswith("owl")

@@ -76,6 +76,7 @@ def test_one_inside_of_another_is_dropped_unless_it_is_worn():
     assert dropped_of(place(0, A), place(2, (0.1, 0.15, 0.4, 0.9))) == [(2, "overlaps another")], "a long coat"
     found = overlaps([place(0, A), place(1, inside)], [False, False], BoxSettings())
     assert found == {1: ("inside another", pytest.approx(1.0))}
+    assert overlaps([place(0, A), place(1, inside)], [True, True], BoxSettings()) == found, "a tie on a coat"
 
 
 box = st.tuples(*[st.floats(0, 1)] * 4).map(

@@ -52,6 +52,7 @@ def test_an_answer_is_read_with_or_without_words_around_it():
     (answer(subjects=[{"phrase": "a tall man"}]), "'appearance' must be a text"),
     (answer(subjects=[MAN | {"appearance": " "}]), "every subject needs a phrase and an appearance"),
     (answer(subjects=[MAN | {"phrase": "a dog"}]), "does not hold the phrase 'a dog' word for word"),
+    (answer(subjects=[MAN | {"phrase": "all man"}]), "does not hold the phrase 'all man' word for word"),
     (answer(subjects=[MAN | {"phrase": "a tall ma"}]), "does not hold the phrase 'a tall ma' word for word"),
 ])  # fmt: skip
 def test_what_cannot_be_used_is_told(text, wrong):

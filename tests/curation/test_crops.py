@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from phantom_mega.curation import boxes, captions, crops, detections, subjects
 from phantom_mega.curation.boxes import BoxSettings
@@ -159,6 +160,15 @@ def test_annotations_of_a_real_clip_become_crops_through_all_stages(tmp_path):
     }  # fmt: skip
     frame = to_rgb(frames_at(path, [2.88])[0])
     assert np.abs(pixels(rows["bikes:1:1"]["image"]).astype(int) - frame[105:225, 85:490]).mean() < 3
+
+
+def test_a_model_without_all_of_its_weights_is_refused(tmp_path):
+    folder = write_sam(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("mask_decoder.iou_token.weight")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"crops.mask_model .* has no weights for 1 of its tensors"):
+        crops.open_crops(CropSettings(mask_model=str(folder)))
 
 
 @pytest.mark.parametrize(("given", "message"), [

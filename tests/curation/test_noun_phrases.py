@@ -33,6 +33,7 @@ def test_what_is_no_thing_to_be_seen_is_left_out(read):
         "rapid movements. It is a close-up shot of Mickey Mouse, with a smile on his face, from a low angle."
     )
     assert phrases(read(text)) == ["a red car", "Mickey Mouse"]
+    assert phrases(read("On Monday a red car stops.")) == ["a red car"]
 
 
 def test_trousers_and_glasses_are_one_thing_and_birds_are_not(read):
@@ -47,6 +48,23 @@ def test_what_is_spoken_of_again_is_the_same_thing_and_is_described_by_both(read
     assert by_phrase["A tall man in a red coat"] == "A tall man in a red coat; wearing round glasses"
     assert by_phrase["a woman"] == "a woman; young"
     assert list(by_phrase) == ["A tall man in a red coat", "a red coat", "a woman", "round glasses"]
+
+
+@pytest.mark.parametrize(("text", "phrase"), [
+    ("A man wearing a blue hat and a woman's red dress are seen.", "A man wearing a blue hat"),
+    ("A woman with a red scarf, a leather bag and a dog walks.", "A woman with a red scarf"),
+    ("A man holding a cup, which is white, sits.", "A man holding a cup"),
+    ("A man holding a cup that is white sits.", "A man holding a cup"),
+    ("A man wearing a very old and very worn long dark brown leather coat of his late grandfather waves.", "A man"),
+    ("A red car in the background stops.", "A red car"),
+])  # fmt: skip
+def test_a_phrase_ends_before_the_next_thing(read, text, phrase):
+    assert phrases(read(text))[0] == phrase
+
+
+def test_what_may_speak_of_two_says_nothing_of_either(read):
+    found = read("A tall man sits. An old man enters. The man is bald.")
+    assert [(one.phrase, one.parts) for one in found] == [("A tall man", []), ("An old man", [])]
 
 
 def test_another_one_is_another_thing_and_a_word_for_both_is_neither(read):
