@@ -29,7 +29,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from phantom_mega.errors import UserError
 
-
 # What `--annotations` sets.
 BACKENDS = ("captions.caption_backend", "subjects.subject_backend", "detections.detector")
 FILES = ("captions.caption_file", "subjects.subject_file", "detections.detector_file")

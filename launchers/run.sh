@@ -185,56 +185,21 @@ start() { # run "${command[@]}" to its end, with signals turned into a graceful 
 
 # --- The end of a run ------------------------------------------------------------------------------------------------
 
-job_is_running() { # false for a job that was cancelled: requeueing it would bring it back to life
-    [[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --states=all --format=%T) == RUNNING ]]
-}
-
-requeued_by_slurm() { # it lost a node, or somebody called `scontrol requeue`
-    local restarts
-    restarts=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | grep -o 'Restarts=[0-9]*' || true)
-    ((${restarts#Restarts=} + 0 > ${SLURM_RESTART_COUNT:-0}))
-}
-
-requeue() { # WHY
-    local restarts=${SLURM_RESTART_COUNT:-0}
-    if requeued_by_slurm; then
-        echo "run.sh: $1; Slurm has requeued job $SLURM_JOB_ID (restart $((restarts + 1)))" >&2
-    elif ! job_is_running; then
-        echo "run.sh: job $SLURM_JOB_ID was cancelled, so it is not requeued; submit it again to continue" >&2
-    elif ((restarts >= ${MAX_REQUEUES:-100})); then
-        echo "run.sh: job $SLURM_JOB_ID was requeued $restarts times already (MAX_REQUEUES); it ends here" >&2
-    else
-        echo "run.sh: $1; requeueing job $SLURM_JOB_ID (restart $((restarts + 1)))" >&2
-        scontrol requeue "$SLURM_JOB_ID"
-        trap - TERM
-        sleep 60 # Slurm ends this script as part of the requeue
-    fi
-}
-
-count_crash() { # note a crash in a file of the job; set `crashes`, those in a row at one checkpoint
-    local file=${RUN_DIR:-$repo/runs}/.crashes.$SLURM_JOB_ID place before=""
-    place=$(cat "${RUN_DIR:-}/checkpoints/latest_checkpointed_iteration.txt" 2>/dev/null || echo none)
-    crashes=0
-    if [[ -s $file ]]; then read -r before crashes <"$file" || true; fi
-    [[ $before == "$place" ]] || crashes=0
-    crashes=$((crashes + 1))
-    mkdir -p "$(dirname "$file")"
-    echo "$place $crashes" >"$file"
-}
+requeue_says=run.sh
+# shellcheck source=slurm/requeue.sh
+source "$repo/slurm/requeue.sh"
 
 # A rank that died, a node that hung: the next start may well go on from the last checkpoint. Bad input will not.
-requeue_crashed() {
+requeue_ranks() {
     if [[ -e $REFUSED_FILE ]]; then
         rm -f "$REFUSED_FILE"
         code=2
         return
     fi
-    count_crash
-    if ((crashes >= ${MAX_CRASHES:-3})); then
-        echo "run.sh: $crashes crashes in a row without a new checkpoint (MAX_CRASHES); job $SLURM_JOB_ID ends here" >&2
-    else
-        requeue "the ranks crashed (exit code $code)"
-    fi
+    local folder=${RUN_DIR:-$repo/runs} place
+    place=$(cat "$folder/checkpoints/latest_checkpointed_iteration.txt" 2>/dev/null || echo none)
+    mkdir -p "$folder"
+    requeue_crashed "$folder/.crashes.$SLURM_JOB_ID" "$place" "the ranks crashed (exit code $code)"
 }
 
 main() {
@@ -267,7 +232,7 @@ main() {
         code=$ex_tempfail
         if [[ $role == batch && ${REQUEUE:-0} == 1 ]]; then requeue "stopped early with a checkpoint"; fi
     elif [[ $role == batch && $code != 0 && ${REQUEUE:-0} == 1 ]]; then
-        requeue_crashed
+        requeue_ranks
     elif [[ $role != node ]]; then
         rm -f "$REFUSED_FILE"
     fi

@@ -1,7 +1,8 @@
 """Train: one process per GPU (torchrun or launchers/run.sh), or alone on one GPU or the CPU.
 
 Examples:
-  python launchers/train.py --config tiny_stage1 data.index_path=[runs/quickstart/curated/shards/train] train.save=runs/try
+  python launchers/train.py --config tiny_stage1 \\
+      data.index_path=[runs/quickstart/curated/shards/train] train.save=runs/try
   launchers/run.sh launchers/train.py --config stage1_256p --index-path [/data/triplets] --save runs/s1 --lr 5e-5
   python launchers/train.py --config stage2_720p data.index_path=[/data/triplets] --dry-run
   python launchers/train.py --help-fields

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from phantom_mega.errors import UserError
 
+UNFINISHED = ".writing"  # ending of a `whole_file` that is being written
+
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -19,7 +21,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full, or the folder cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -111,7 +111,6 @@ def find_source(name: str) -> Source:
     """
     if name not in SOURCES:
         near = difflib.get_close_matches(name, SOURCES, n=1)
-        raise UserError(
-            f"there is no source {name!r}{f'; did you mean {near[0]}?' if near else ''} (there are {', '.join(SOURCES)})"
-        )
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"there is no source {name!r}{hint} (there are {', '.join(SOURCES)})")
     return SOURCES[name]

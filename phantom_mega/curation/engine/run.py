@@ -27,6 +27,7 @@ from phantom_mega.curation.engine.part import PartRunner, Summary, count, decode
 from phantom_mega.curation.engine.stage import INPUT, Stage, verdict
 from phantom_mega.curation.engine.tables import completed, split, split_table
 from phantom_mega.errors import UserError
+from phantom_mega.files import UNFINISHED
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -71,14 +72,14 @@ class Result:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep a second run out of a folder.
+    """Keep a second run out of a folder; what a killed one left half-written there is removed.
 
     Raises:
         UserError: there is one, or the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
+        file = (folder / ".lock").open("a+")
     except OSError as error:
         raise UserError(f"{folder} cannot be written to: {error.strerror or error}") from None
     with file:
@@ -86,7 +87,16 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"another run is at work in {folder}; wait for it, or choose another folder") from None
-        yield
+        file.seek(0)
+        if file.read():  # a run that ends by itself, however it ends, empties it
+            for leftover in folder.rglob(f".*{UNFINISHED}"):
+                leftover.unlink(missing_ok=True)
+        file.write("running\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 @contextlib.contextmanager

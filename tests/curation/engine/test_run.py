@@ -321,3 +321,20 @@ def test_mistakes_are_told(ray, tmp_path):
         run_stage(stages()[1], tmp_path, PARTS, quiet=True)
     with locked(tmp_path), pytest.raises(UserError, match="another run is at work"), locked(Path(tmp_path)):
         pass
+
+
+def test_what_a_killed_run_left_half_written_is_removed_and_nothing_else(tmp_path):
+    left = tmp_path / "deep/.part-00000.parquet.123.writing"
+    left.parent.mkdir()
+    left.touch(), (tmp_path / "deep/notes.writing").touch()
+    with locked(tmp_path):
+        assert left.exists(), "the last run here was not killed"
+    with pytest.raises(ZeroDivisionError), locked(tmp_path):
+        raise ZeroDivisionError
+    code = "import os; from pathlib import Path; from phantom_mega.curation.engine.run import locked\n"
+    code += f"with locked(Path({str(tmp_path)!r})): os.kill(os.getpid(), 9)"
+    with locked(tmp_path):
+        assert left.exists(), "it ended by itself"
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+    with locked(tmp_path):
+        assert not left.exists() and (tmp_path / "deep/notes.writing").exists()
