@@ -64,6 +64,7 @@ def test_large_crops_are_made_smaller_and_no_box_is_empty():
     assert stored_size(100, 40) == (100, 40) and stored_size(100_000, 2) == (LONGEST_SIDE, 1)
     assert pixels_of([1.0, 1.0, 1.0, 1.0], 160, 90) == (159, 89, 160, 90)
     assert pixels_of([0.25, 0.0, 0.5, 1.0], 160, 90) == (40, 0, 80, 90)
+    assert pixels_of([0.5, 0.5, 0.501, 0.501], 160, 90) == (80, 45, 81, 46)
 
 
 def test_blurred_crops_are_rejected_one_by_one(tmp_path):
