@@ -28,7 +28,7 @@ _ADAPTIVE_HEIGHT = 144
 class ShotSettings:
     """Cutting videos into clips (paper, supplement 4)."""
 
-    detector: str = "union"
+    shot_detector: str = "union"
     """`transnet`, `scenedetect`, or `union`."""
     transnet_threshold: float = 0.5
     """Probability of a transition."""
@@ -138,16 +138,17 @@ class ShotFinder:
     """Finds shots; the model is loaded once."""
 
     def __init__(self, settings: ShotSettings):
-        if settings.detector not in DETECTORS:
-            raise UserError(f"shots.detector={settings.detector!r} is unknown; use one of {', '.join(DETECTORS)}")
+        if settings.shot_detector not in DETECTORS:
+            known = ", ".join(DETECTORS)
+            raise UserError(f"shots.shot_detector={settings.shot_detector!r} is unknown; use one of {known}")
         self.settings = settings
-        self.transnet = TransNet() if settings.detector != "scenedetect" else None
+        self.transnet = TransNet() if settings.shot_detector != "scenedetect" else None
 
     def __call__(self, row: Row) -> list[Row]:
         """Shots of a video."""
         settings, times = self.settings, []
         adaptive = (
-            Adaptive(settings.adaptive_threshold, row["fps"] or 25.0) if settings.detector != "transnet" else None
+            Adaptive(settings.adaptive_threshold, row["fps"] or 25.0) if settings.shot_detector != "transnet" else None
         )
         width = 2 * round(_ADAPTIVE_HEIGHT * row["width"] / row["height"] / 2)
 

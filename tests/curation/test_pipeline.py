@@ -7,7 +7,8 @@ import pytest
 
 from phantom_mega.curation.config import CURATION
 from phantom_mega.curation.engine.tables import Table
-from phantom_mega.curation.pipeline import choose, funnel, stages
+from phantom_mega.curation.pipeline import LAST, choose, funnel, until_nobody
+from phantom_mega.curation.sources import SOURCES, find_source
 from phantom_mega.errors import UserError
 from tests.curation.clips import noise, real, write_video
 from tests.training.conftest import REPOSITORY, environment
@@ -18,6 +19,10 @@ def curate(*words, code=0):
     done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=400)
     assert done.returncode == code, done.stdout + done.stderr[-3000:]
     return done.stdout + done.stderr
+
+
+def stages_of(name, config, path):
+    return SOURCES[name].stages(str(path), config, path.parent / "tables")
 
 
 def files(folder):
@@ -37,8 +42,12 @@ def test_good_clips_are_selected_and_each_other_file_is_named_with_its_reason(tm
     write_video(films / "turned.mp4", noise(5, 60, 180, 320), rotation=90)
     printed = curate("--input", films, "--output", tmp_path / "out")
     assert "Traceback" not in printed and "WARNING" not in printed
+    assert "stopped before the stage that captions.caption_backend=none is for" in printed
+    report = (tmp_path / "out/report.html").read_text()
+    assert "Left out" in report and "captions" in report.split("Left out")[1]
     config = CURATION.load("tiny")
-    found = {name: (accepted, reasons) for name, accepted, reasons in funnel(tmp_path / "out", config, str(films))}
+    counted = funnel(tmp_path / "out", stages_of("videos", config, films), config.engine.parts)
+    found = {name: (accepted, reasons) for name, accepted, reasons in counted}
     assert found["files"][0] == 8 and found["videos"] == (5, {"unreadable": 2, "too small": 1})
     assert found["shots"][0] == 6 + 4 and found["clips"][1] == {"too short": 2}
     accepted, reasons = found["selected"]
@@ -79,16 +88,41 @@ def test_mistakes_are_one_line(tmp_path, words, message):
     assert done.stderr.splitlines()[-1].startswith("error: ") and message in done.stderr
 
 
-def test_stages_are_chosen_by_name_in_their_own_order():
-    everything = stages("films", CURATION.load("default"))
+@pytest.mark.parametrize("name", SOURCES)
+def test_stages_are_chosen_by_name_in_their_own_order(name, tmp_path):
+    config = SOURCES[name].recipes.load("default")
+    everything = stages_of(name, config, tmp_path / "file")
     names = [stage.name for stage in everything]
     for stage in everything:
-        assert all(names.index(name) < names.index(stage.name) for name in stage.inputs)
-    assert [stage.name for stage in choose(everything, ["selected", "shots"])] == ["shots", "selected"]
+        assert all(names.index(other) < names.index(stage.name) for other in stage.inputs)
+        for other, columns in stage.inputs.items():
+            assert set(columns) <= {field.name for field in everything[names.index(other)].columns}
+    assert {"samples", "crops", "encoded"} <= set(names), "what shards are made of"
+    assert choose(everything, None) == [*names, *LAST]
+    assert choose(everything, ["shards", "samples"]) == ["samples", "shards"]
     with pytest.raises(UserError, match="there is no stage 'x'"):
         choose(everything, ["x"])
 
 
-def test_every_setting_has_its_meaning_and_a_name_of_its_own():
-    names = [path.split(".")[1] for path in CURATION.fields]
-    assert len(names) == len(set(names)) and all(len(doc) > 15 for doc in CURATION.fields.values())
+def test_a_run_ends_at_what_nobody_is_named_for_and_reports():
+    steps = ["clips", "captions", "subjects", "detections", "boxes", "shards", "report"]
+    load = CURATION.load
+    assert until_nobody(steps, load("default")) == (["clips", "report"], "captions.caption_backend")
+    described = load("default", ["captions.caption_backend=openai"])
+    assert until_nobody(steps, described) == (["clips", "captions", "subjects", "report"], "detections.detector")
+    assert until_nobody(steps, load("default", ["captions.caption_backend=file", "detections.detector=file"])) == (
+        steps, "",
+    )  # fmt: skip
+    assert until_nobody(steps, SOURCES["phantom_data"].recipes.load("default")) == (steps, "")
+
+
+def test_an_unknown_source_is_told_the_nearest_one():
+    with pytest.raises(UserError, match="there is no source 'phantomdata'; did you mean phantom_data"):
+        find_source("phantomdata")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_setting_has_its_meaning_and_a_name_of_its_own(name):
+    fields = SOURCES[name].recipes.fields
+    names = [path.split(".")[1] for path in fields]
+    assert len(names) == len(set(names)) and all(len(doc) > 15 for doc in fields.values())

@@ -36,7 +36,7 @@ def test_frames_as_they_come_get_the_probabilities_of_the_package(count):
 
 @pytest.mark.parametrize("detector", ["transnet", "scenedetect", "union"])
 def test_both_detectors_find_the_shots_of_a_real_clip(tmp_path, detector):
-    found = shots(real(tmp_path, "bikes"), detector=detector)
+    found = shots(real(tmp_path, "bikes"), shot_detector=detector)
     starts = [round(row["start"] * 25) for row in found]
     assert len(starts) == len(BIKES) - 1, starts
     assert all(abs(a - b) <= 2 for a, b in zip(starts, BIKES, strict=False)), starts
@@ -62,9 +62,9 @@ def test_a_single_frame_is_a_shot_and_a_broken_file_is_rejected(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     row = {"video_id": "v", "path": str(tmp_path / "text.mp4"), "fps": 25.0, "width": 160, "height": 90}
     with pytest.raises(Rejection, match="unreadable: cannot be opened"):
-        ShotFinder(ShotSettings(detector="scenedetect"))(row)
-    with pytest.raises(UserError, match=r"shots\.detector='both' is unknown; use one of transnet"):
-        ShotFinder(ShotSettings(detector="both"))
+        ShotFinder(ShotSettings(shot_detector="scenedetect"))(row)
+    with pytest.raises(UserError, match=r"shots\.shot_detector='both' is unknown; use one of transnet"):
+        ShotFinder(ShotSettings(shot_detector="both"))
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=60))
