@@ -42,6 +42,7 @@ class Result:
         rows, accepted: of the parts that were made.
         made: input rows that were computed, not known from before.
         seconds: of the run.
+        busy: seconds of all workers together, without their start.
         reasons: of rejected rows in the parts that were made.
     """
 
@@ -51,6 +52,7 @@ class Result:
     accepted: int = 0
     made: int = 0
     seconds: float = 0.0
+    busy: float = 0.0
     reasons: Counter = field(default_factory=Counter)
 
     def add(self, summary: Summary) -> None:
@@ -58,6 +60,7 @@ class Result:
         self.parts_made += 1
         self.rows, self.accepted = self.rows + summary.rows, self.accepted + summary.accepted
         self.made += summary.made
+        self.busy += summary.seconds
         self.reasons += summary.reasons
 
     def line(self) -> str:
