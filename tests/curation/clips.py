@@ -43,6 +43,15 @@ def write_video(
     return path
 
 
+def write_empty(path: Path) -> Path:
+    """A container with a video stream and not one frame."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
+        container.start_encoding()
+    return path
+
+
 def noise(seed: int, count: int, height: int = 90, width: int = 160) -> list[np.ndarray]:
     """A still picture of coloured blocks, another for each seed, that drifts a little."""
     blocks = np.random.default_rng(seed).integers(0, 255, (6, 10, 3), dtype=np.uint8)

@@ -10,7 +10,7 @@ from phantom_mega.curation.engine.tables import Table
 from phantom_mega.curation.pipeline import LAST, choose, funnel, until_nobody
 from phantom_mega.curation.sources import SOURCES, find_source
 from phantom_mega.errors import UserError
-from tests.curation.clips import noise, real, write_video
+from tests.curation.clips import noise, real, write_empty, write_video
 from tests.training.conftest import REPOSITORY, environment
 
 
@@ -40,7 +40,9 @@ def test_good_clips_are_selected_and_each_other_file_is_named_with_its_reason(tm
     write_video(films / "small.mp4", noise(1, 60))
     write_video(films / "still.mp4", [noise(2, 1, 180, 320)[0]] * 60)
     write_video(films / "turned.mp4", noise(5, 60, 180, 320), rotation=90)
-    printed = curate("--input", films, "--output", tmp_path / "out")
+    write_video(films / "ten hours.mp4", noise(3, 40, 180, 320), times=[923.0 * i for i in range(40)])
+    write_empty(films / "frameless.mkv")
+    printed = curate("--input", films, "--output", tmp_path / "out", "videos.max_video_duration=36000")
     assert "Traceback" not in printed and "WARNING" not in printed
     assert "stopped before the stage that captions.caption_backend=none is for" in printed
     report = (tmp_path / "out/report.html").read_text()
@@ -48,21 +50,23 @@ def test_good_clips_are_selected_and_each_other_file_is_named_with_its_reason(tm
     config = CURATION.load("tiny")
     counted = funnel(tmp_path / "out", stages_of("videos", config, films), config.engine.parts)
     found = {name: (accepted, reasons) for name, accepted, reasons in counted}
-    assert found["files"][0] == 8 and found["videos"] == (5, {"unreadable": 2, "too small": 1})
+    assert found["files"][0] == 10
+    assert found["videos"] == (5, {"unreadable": 3, "too long": 1, "too small": 1})
     assert found["shots"][0] == 6 + 4 and found["clips"][1] == {"too short": 2}
     accepted, reasons = found["selected"]
     assert reasons["duplicate"] == 1 and reasons["static"] == 1 and accepted >= 5
-    for line in ("unreadable 2", "duplicate 1"):
+    for line in ("unreadable 3", "duplicate 1"):
         assert line in printed
     table = Table(tmp_path / "out/tables", "videos", config.engine.parts)
     rejected = {row["path"].rsplit("/")[-1]: row for row in table.read(accepted=False).to_pylist()}
-    assert set(rejected) == {"broken;rm -rf.mp4", "empty.webm", "small.mp4"}
+    assert set(rejected) == {"broken;rm -rf.mp4", "empty.webm", "frameless.mkv", "small.mp4", "ten hours.mp4"}
+    assert rejected["ten hours.mp4"]["score"] == pytest.approx(36920)
     assert rejected["small.mp4"]["score"] == 90 and "cannot be opened" in rejected["empty.webm"]["detail"]
     turned = [row for row in table.read(accepted=True).to_pylist() if row["rotation"]]
     assert [(row["width"], row["height"]) for row in turned] == [(180, 320)]
 
     before = files(tmp_path / "out")
-    again = curate("--input", films, "--output", tmp_path / "out")
+    again = curate("--input", films, "--output", tmp_path / "out", "videos.max_video_duration=36000")
     assert files(tmp_path / "out") == before and "measures: done before" in again
     looser = curate("--input", films, "--output", tmp_path / "out", "--stages", "selected", "selection.min_motion=0")
     assert "static" not in looser.split("selected  ")[-1]
