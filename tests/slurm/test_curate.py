@@ -183,7 +183,7 @@ def test_without_slurm_a_signal_ends_the_run_with_75_and_another_run_finishes_it
         ({"INPUT": "docs", "OUTPUT": "setup.cfg/out"}, "OUTPUT: 'setup.cfg/out' cannot be made"),
         (
             {"INPUT": "docs", "OUTPUT": "{out}", "RECIPE": "tinny"},
-            "RECIPE: no recipe 'tinny' (there are: default tiny)",
+            "RECIPE: no recipe 'tinny' (there are: default sample tiny)",
         ),
         ({"INPUT": "docs", "OUTPUT": "{out}", "OBJECT_STORE_MB": "lots"}, "OBJECT_STORE_MB must be a number from 1"),
         ({"INPUT": "docs", "OUTPUT": "{out}", "RAY_TMP": "/tmp/" + "x" * 40}, "is too long for the paths of sockets"),
