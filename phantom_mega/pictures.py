@@ -53,6 +53,15 @@ def wrap(words: list[tuple[str, str | None]], width: int, size: int) -> list[lis
     return lines
 
 
+def shortened(text: str, width: int, size: int) -> str:
+    """A bold line that is at most `width` pixels wide: its end gives way to an ellipsis."""
+    face = font(size, bold=True)
+    kept = len(text)
+    while kept and face.getlength(text[:kept] + "…" * (kept < len(text))) > width:
+        kept -= 1
+    return text if kept == len(text) else text[:kept] + "…"
+
+
 def draw_lines(draw: ImageDraw.ImageDraw, x: int, y: int, lines: list, size: int, ink: str = INK) -> int:
     """Draw wrapped lines; returns the y below them."""
     for line in lines:
@@ -111,7 +120,7 @@ def card(
     body = max([tile.height for tile in tiles] + [strip.height + 12 + 19 * len(caption)])
     out = Image.new("RGB", (frames_left + FRAMES_WIDTH + PAD, PAD + 24 + body + PAD), CARD)
     draw = ImageDraw.Draw(out)
-    draw.text((PAD, PAD - 2), title, fill=INK, font=font(13, bold=True))
+    draw.text((PAD, PAD - 2), shortened(title, frames_left - PAD - GAP, 13), fill=INK, font=font(13, bold=True))
     draw.text((frames_left, PAD - 1), about, fill=FAINT, font=font(11))
     top = PAD + 24
     for i, tile in enumerate(tiles):

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from phantom_mega.data.contact_sheet import contact_sheet, draw_card
+from phantom_mega.data.encode import encode_image
 from phantom_mega.data.index import TripletIndex
-from phantom_mega.data.samples import encode_image
 from phantom_mega.data.schema import Reference, ReferenceSource, Triplet
 from phantom_mega.data.shards import RawTriplet, ShardWriter
 from phantom_mega.errors import UserError
