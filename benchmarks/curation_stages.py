@@ -27,16 +27,11 @@ sys.path.insert(0, str(REPOSITORY))
 def measure(args, cpus: int, folder: Path, overrides: list[str]) -> dict[str, dict]:
     """Stage -> rows, seconds and worker seconds of a whole run on `cpus` cores."""
     from phantom_mega.curation.pipeline import run
-    from phantom_mega.curation.sources import SOURCES
+    from phantom_mega.curation.sources import SOURCES, annotated
 
     source = SOURCES["videos"]
     if args.annotations:
-        files = [f"{name}={args.annotations}" for name in ("caption_file", "subject_file", "detector_file")]
-        backends = ("caption_backend", "subject_backend", "detector")
-        words = [*files, *(f"{name}=file" for name in backends)]
-        overrides = [
-            word for one in words for word in (f"--{one.partition('=')[0]}", one.partition("=")[2])
-        ] + overrides
+        overrides = annotated(args.annotations) + overrides
     config = source.recipes.load(args.config, [f"engine.num_cpus={cpus}", *overrides])
     results = run(args.input, folder, source, config, say=lambda line: print(f"[{cpus} cores] {line}", flush=True))
     return {one.stage: {"rows": one.made, "seconds": one.seconds, "busy": one.busy} for one in results if one.busy > 0}

@@ -29,10 +29,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from phantom_mega.errors import UserError
 
-# What `--annotations` sets.
-BACKENDS = ("captions.caption_backend", "subjects.subject_backend", "detections.detector")
-FILES = ("captions.caption_file", "subjects.subject_file", "detections.detector_file")
-
 
 def main() -> int:
     """Parse, run, report; returns the exit code."""
@@ -40,7 +36,9 @@ def main() -> int:
     parser.add_argument("--source", default="videos", help="videos (default), phantom_data, opens2v, or image_pairs")
     parser.add_argument("--input", help="for videos: a folder, one video, or a text file with a path on each line")
     parser.add_argument("--output", type=Path, help="folder of all that is made")
-    parser.add_argument("--config", default="default", help="recipe: default, tiny, or a path; default: default")
+    parser.add_argument(
+        "--config", default="default", help="recipe: default, sample, tiny, or a path; default: default"
+    )
     parser.add_argument("--annotations", help="JSON lines with captions, subjects and boxes, instead of models")
     parser.add_argument("--stages", nargs="+", metavar="STAGE", help="run these alone (those before them have run)")
     parser.add_argument("--retry-failed", action="store_true", help="make rows again that failed or crashed a worker")
@@ -50,7 +48,7 @@ def main() -> int:
         overrides += [word for word in args.stages if "=" in word]
         args.stages = [word for word in args.stages if "=" not in word]
     from phantom_mega.curation.pipeline import TABLES, funnel, run
-    from phantom_mega.curation.sources import find_source
+    from phantom_mega.curation.sources import annotated, find_source
 
     source = find_source(args.source)
     if args.help_fields:
@@ -59,9 +57,7 @@ def main() -> int:
     if not args.input or not args.output:
         parser.error(f"--input ({source.about}) and --output are needed")
     if args.annotations:
-        overrides = (
-            [f"{field}={args.annotations}" for field in FILES] + [f"{field}=file" for field in BACKENDS] + overrides
-        )
+        overrides = annotated(args.annotations) + overrides
     config = source.recipes.load(args.config, overrides)
     run(args.input, args.output, source, config, args.stages, args.retry_failed, lambda line: print(line, flush=True))
     print("\nstage         accepted  rejected")

@@ -22,8 +22,8 @@ train() { # NAME ARGUMENTS...
     shift
     before=$(latest_iteration "$run")
     say "training $config ($run)"
-    "$VENV/bin/python" launchers/train.py --config "$config" "data.index_path=[$out/curated/shards/train]" "train.save=$run" "$@" ||
-        code=$?
+    "$VENV/bin/python" launchers/train.py --config "$config" "data.index_path=[$out/curated/shards/train]" \
+        "train.save=$run" "$@" || code=$?
     if [[ $code == 75 ]]; then
         fail "stopped early; a checkpoint is written. Run this script again to go on"
     elif [[ $code != 0 ]]; then

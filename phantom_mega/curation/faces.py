@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 from scipy.optimize import linear_sum_assignment
 
+from phantom_mega.curation.boxes import Box, area, intersection
 from phantom_mega.curation.columns import BOX, FLOAT, TEXT, VECTOR, fields_of
 from phantom_mega.curation.engine.stage import Rejection, Row, Stage, verdict
 from phantom_mega.curation.face_models import Face, FaceSettings, open_face_model
 from phantom_mega.errors import UserError
 from phantom_mega.images import open_image
 
-Box = Sequence[float]
 # `box` is that in the crop; `pixels` is the shorter side of the face in the frame.
 FOUND = pa.struct([("box", BOX), ("confidence", FLOAT), ("pixels", FLOAT), ("sharpness", FLOAT)])
 DETECTIONS = (
@@ -62,20 +62,11 @@ class FaceMatchSettings:
 # -- pure: boxes
 
 
-def _size(box: Box) -> float:
-    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
-
-
-def common(a: Box, b: Box) -> float:
-    """Area that two boxes share."""
-    return _size((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
-
-
 def generalised_iou(a: Box, b: Box) -> float:
     """From 1 for equal boxes, by 0 for boxes side by side, towards -1 far apart (Rezatofighi et al. 2019)."""
-    union = _size(a) + _size(b) - common(a, b)
-    hull = _size((min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])))
-    return common(a, b) / union - (hull - union) / hull if union > 0 else -1.0
+    union = area(a) + area(b) - intersection(a, b)
+    hull = area((min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])))
+    return intersection(a, b) / union - (hull - union) / hull if union > 0 else -1.0
 
 
 def in_frame(face: Box, crop: Box) -> tuple[float, float, float, float]:
@@ -104,17 +95,19 @@ def same_faces(boxes: Sequence[Sequence[Box]], overlap: float) -> list[dict[int,
     faces: list[dict[int, int]] = []
     for crop, found in enumerate(boxes):
         for number, box in enumerate(found):
-            shares = [
-                max(common(box, boxes[c][n]) / max(min(_size(box), _size(boxes[c][n])), 1e-12) for c, n in face.items())
-                if crop not in face else 0.0
-                for face in faces
-            ]  # fmt: skip
+            shares = [0.0 if crop in face else _most_shared(box, face, boxes) for face in faces]
             best = max(range(len(faces)), key=shares.__getitem__, default=None)
             if best is not None and shares[best] >= overlap:
                 faces[best][crop] = number
             else:
                 faces.append({crop: number})
     return faces
+
+
+def _most_shared(box: Box, face: dict[int, int], boxes: Sequence[Sequence[Box]]) -> float:
+    """Share of the smaller box that a box and one of a face have in common, at most."""
+    known = [boxes[crop][number] for crop, number in face.items()]
+    return max(intersection(box, one) / max(min(area(box), area(one)), 1e-12) for one in known)
 
 
 def assign(crops: Sequence[Box], boxes: Sequence[Sequence[Box]], settings: FaceMatchSettings) -> list[tuple]:

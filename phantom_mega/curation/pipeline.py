@@ -10,12 +10,12 @@ from phantom_mega.curation.engine.run import Result, locked, ray_session, run_st
 from phantom_mega.curation.engine.stage import Stage
 from phantom_mega.curation.engine.tables import Table
 from phantom_mega.curation.report import PAGE_NAME, PICTURE_NAME, Counts, write_report
+from phantom_mega.curation.report.summary import SHARDS, TABLES
 from phantom_mega.curation.sources import Source
 from phantom_mega.curation.write import Written, write_shards
 from phantom_mega.errors import UserError
 from phantom_mega.files import whole_file
 
-TABLES, SHARDS = "tables", "shards"  # folders below the output
 LAST = ("shards", "report")  # steps that are no tables
 _LAYOUT = "layout.json"
 

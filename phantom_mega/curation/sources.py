@@ -103,6 +103,19 @@ SOURCES = {
 }  # fmt: skip
 
 
+# (settings of files, settings of who does it) that annotations by hand stand for
+_BY_HAND = (
+    ("captions.caption_file", "subjects.subject_file", "detections.detector_file"),
+    ("captions.caption_backend", "subjects.subject_backend", "detections.detector"),
+)
+
+
+def annotated(path: str) -> list[str]:
+    """Overrides of a recipe that take captions, subjects and boxes from a file of annotations."""
+    files, backends = _BY_HAND
+    return [f"{field}={path}" for field in files] + [f"{field}=file" for field in backends]
+
+
 def find_source(name: str) -> Source:
     """The kind of input of a name.
 
