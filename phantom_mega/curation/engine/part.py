@@ -93,13 +93,20 @@ class PartRunner:
             return False
         return not self.retry or not set(self.table.read_part(part, ["reason"])["reason"].to_pylist()) & RETRIED
 
+    def remove_leftover(self, part: int) -> None:
+        """Remove the journal of a part that is done: a run may be killed once the part is written, but before that."""
+        self._journal(part).unlink(missing_ok=True)
+
+    def _journal(self, part: int) -> Path:
+        return self.table.folder / f".part-{part:05d}.journal"
+
     def __call__(self, part: int) -> Summary:
         """Make a part."""
         made_from, summary, started = self.made_from(part), Summary(part), time.monotonic()
         known = self._known(part)
         made: list[list[Row]] = []  # of each input row, in their order
         waiting: list[_Waiting] = []
-        journal = Journal(self.table.folder / f".part-{part:05d}.journal", self.run)
+        journal = Journal(self._journal(part), self.run)
         with journal:
             for row in self._joined(part):
                 name = self._name(row)

@@ -161,6 +161,8 @@ def run_stage(stage: Stage, folder: Path, parts: int, retry: bool = False, quiet
         _run_at_once(runner, parts, result)
     else:
         todo = [part for part in range(parts) if not runner.is_done(part)]
+        for part in set(range(parts)).difference(todo):
+            runner.remove_leftover(part)
         with tqdm(total=len(todo), desc=stage.name, unit=" parts", disable=quiet or not todo, file=sys.stderr) as bar:
             for summary in _on_ray(runner, folder, parts, todo):
                 result.add(summary)

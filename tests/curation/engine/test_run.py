@@ -291,6 +291,16 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
     assert files(whole) == files(broken)
 
 
+def test_the_journal_of_a_part_that_is_done_is_removed_and_that_of_another_is_used(ray, tmp_path):
+    run(tmp_path)
+    left = [tmp_path / f"half/.part-{part:05d}.journal" for part in range(2)]
+    for path in left:
+        path.write_text("")
+    (tmp_path / "half/part-00001.parquet").unlink()
+    assert run(tmp_path)["half"].parts_made == 1
+    assert not any(path.exists() for path in left)
+
+
 def open_never(settings):
     raise UserError("no such model")
 
