@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -28,6 +29,10 @@ class Windows:
         merge_weight: float64 [G].
         cos, sin: float32 [S, D/2].
         max_seqlen: rows of the longest window.
+        video_rows: int64 [V], as the plan's.
+        shared_rows: int64 [H], as the plan's.
+        cu_video, cu_shared, cu_windows: int32, as the plan's, on the device.
+        plan: the arrays themselves, on the host.
     """
 
     gather: torch.Tensor
@@ -37,6 +42,12 @@ class Windows:
     cos: torch.Tensor
     sin: torch.Tensor
     max_seqlen: int
+    video_rows: torch.Tensor
+    shared_rows: torch.Tensor
+    cu_video: torch.Tensor
+    cu_shared: torch.Tensor
+    cu_windows: torch.Tensor
+    plan: WindowPlan
 
     @classmethod
     def from_plan(
@@ -44,14 +55,23 @@ class Windows:
     ) -> Windows:
         """Move a plan to the device and compute its rotations there."""
         cos, sin = rope_table(torch.from_numpy(plan.positions).to(device), axes_dim, theta)
+        names = (
+            "gather",
+            "cu_seqlens",
+            "merge_weight",
+            "video_rows",
+            "shared_rows",
+            "cu_video",
+            "cu_shared",
+            "cu_windows",
+        )
         return cls(
-            gather=torch.from_numpy(plan.gather).to(device),
-            cu_seqlens=torch.from_numpy(plan.cu_seqlens).to(device),
-            lengths=tuple((plan.cu_seqlens[1:] - plan.cu_seqlens[:-1]).tolist()),
-            merge_weight=torch.from_numpy(plan.merge_weight).to(device),
+            lengths=tuple(np.diff(plan.cu_seqlens).tolist()),
             cos=cos,
             sin=sin,
             max_seqlen=plan.max_seqlen,
+            plan=plan,
+            **{name: torch.from_numpy(getattr(plan, name)).to(device) for name in names},
         )
 
 

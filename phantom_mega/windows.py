@@ -77,6 +77,11 @@ class WindowPlan:
         positions: int32 [S, 3], (t, h, w) of every visual token counted inside its window; references take the last n
             temporal positions of the window's extent. Padding is at 0.
         max_seqlen: rows of the longest window.
+        video_rows: int64 [V], joint index of every video token, window after window; each is there once.
+        cu_video: int32 [windows + 1], offsets of the windows in `video_rows`.
+        shared_rows: int64 [H], joint index of every shared token (references, text, CLIP), sample after sample.
+        cu_shared: int32 [B + 1], offsets of the B samples in `shared_rows`.
+        cu_windows: int32 [B + 1], first window of every sample.
     """
 
     gather: np.ndarray
@@ -84,6 +89,11 @@ class WindowPlan:
     merge_weight: np.ndarray
     positions: np.ndarray
     max_seqlen: int
+    video_rows: np.ndarray
+    cu_video: np.ndarray
+    shared_rows: np.ndarray
+    cu_shared: np.ndarray
+    cu_windows: np.ndarray
 
 
 def axis_windows(length: int, size: int, shifted: bool) -> list[tuple[int, int]]:
@@ -175,6 +185,7 @@ def plan_windows(
             f"seq_length={seq_length} and text_seq_length={text_seq_length} allow no more"
         )
     rows, weights, lengths = [], [], []
+    videos, shareds, counts = [], [], []
     positions = np.zeros((seq_length, 3), dtype=np.int32)
     for shape, visual, text in zip(shapes, visual_at, text_at):
         own = _sample_windows(shape.frames, shape.height, shape.width, shape.references, spec, shifted)
@@ -183,14 +194,27 @@ def plan_windows(
         stream = np.arange(text, text + shape.text_stream_tokens) + seq_length
         shared = np.concatenate([references, stream])
         shared_weight = np.full(len(shared), 1.0 / len(own.video))
+        videos += [video + visual for video in own.video]
+        shareds.append(shared)
+        counts.append(len(own.video))
         for video in own.video:
             rows += [video + visual, shared]
             weights += [np.ones(len(video)), shared_weight]
             lengths.append(len(video) + len(shared))
     return WindowPlan(
         gather=np.concatenate(rows).astype(np.int64),
-        cu_seqlens=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+        cu_seqlens=_offsets(lengths),
         merge_weight=np.concatenate(weights),
         positions=positions,
         max_seqlen=max(lengths),
+        video_rows=np.concatenate(videos).astype(np.int64),
+        cu_video=_offsets([len(video) for video in videos]),
+        shared_rows=np.concatenate(shareds).astype(np.int64),
+        cu_shared=_offsets([len(shared) for shared in shareds]),
+        cu_windows=_offsets(counts),
     )
+
+
+def _offsets(lengths: list[int]) -> np.ndarray:
+    """int32 [n + 1], where each of n consecutive parts begins, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

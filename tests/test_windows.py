@@ -1,5 +1,7 @@
 """Windows: every token is where the paper says, and the index arrays equal a dense masked attention."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from phantom_mega.attention import Windows, window_attention
 from phantom_mega.errors import UserError
 from phantom_mega.geometry import SampleShape
 from phantom_mega.windows import WindowSpec, axis_windows, pack_offsets, plan_windows, spatial_window_sizes
+from tests.dense_attention import dense_reference
 from tests.strategies import packs, small_packs, window_specs
 
 
@@ -48,6 +51,16 @@ def test_shared_tokens_are_in_every_window_of_their_own_sample_and_no_other(shap
             else:
                 assert not shared & window
         assert len(owners) == 1
+
+
+@given(packs, window_specs, st.booleans())
+def test_each_window_is_its_own_video_rows_and_then_the_shared_rows_of_its_sample(shapes, spec, shifted):
+    plan, *_ = padded_plan(shapes, spec, shifted)
+    cut = lambda rows, offsets: [rows[a:b].tolist() for a, b in itertools.pairwise(offsets)]  # noqa: E731
+    video, shared = cut(plan.video_rows, plan.cu_video), cut(plan.shared_rows, plan.cu_shared)
+    assert len(shared) == len(shapes) == len(plan.cu_windows) - 1
+    owner = np.repeat(np.arange(len(shapes)), np.diff(plan.cu_windows))
+    assert [rows.tolist() for rows in rows_of(plan)] == [own + shared[i] for own, i in zip(video, owner, strict=True)]
 
 
 @given(packs, st.booleans())
@@ -112,37 +125,6 @@ def test_spatial_windows_are_counted_at_720p():
     spec = WindowSpec(window_height=3, window_width=3)
     assert spatial_window_sizes(45, 80, spec) == (15, 27)
     assert spatial_window_sizes(30, 52, spec) == (16, 27)
-
-
-def dense_reference(q, k, v, shapes, spec, shifted, S):
-    """Written from the paper, frame by frame, with boolean masks over all joint tokens: no index arrays."""
-    J = q.shape[0]
-    visual_at, text_at = pack_offsets(shapes)
-    total, count = torch.zeros_like(q), torch.zeros(J, dtype=q.dtype)
-    for i, shape in enumerate(shapes):
-        n = shape.references
-        if spec.window_frames == 0:
-            size = shape.frames
-        else:
-            size = spec.window_frames - n if spec.reference_injection == "displace" else spec.window_frames
-        members = torch.zeros(J, dtype=torch.bool)
-        members[visual_at[i] + shape.video_tokens : visual_at[i + 1]] = True
-        members[S + text_at[i] : S + text_at[i + 1]] = True
-        frame, edges = 0, []
-        while frame < shape.frames:
-            length = max(size // 2, 1) if shifted and frame == 0 and size < shape.frames else size
-            edges.append((frame, min(frame + length, shape.frames)))
-            frame = edges[-1][1]
-        for first, last in edges:
-            window = members.clone()
-            start = visual_at[i]
-            window[start + first * shape.frame_tokens : start + last * shape.frame_tokens] = True
-            scores = torch.einsum("ind,jnd->nij", q, k) / q.shape[-1] ** 0.5
-            scores = scores.masked_fill(~window[None, None, :], float("-inf"))
-            out = torch.einsum("nij,jnd->ind", scores.softmax(-1), v)
-            total = total + torch.where(window[:, None, None], out, 0)
-            count = count + window
-    return total / count.clamp(min=1)[:, None, None]
 
 
 @settings(max_examples=25, deadline=None)
