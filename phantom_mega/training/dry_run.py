@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from phantom_mega.core.schedule import forward_backward
 from phantom_mega.core.specs import resolve_transformer_impl
-from phantom_mega.training.flops import training_flops
+from phantom_mega.flops import training_flops
 from phantom_mega.training.trainer import Trainer
 
 

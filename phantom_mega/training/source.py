@@ -17,6 +17,7 @@ from phantom_mega.data.loader import PackLoader
 from phantom_mega.data.plan import Pack, PackPlan
 from phantom_mega.data.shards import ShardReader
 from phantom_mega.errors import UserError
+from phantom_mega.parallel_layout import check_global_batch_size
 from phantom_mega.training.batch import TrainingBatch, build_batch
 
 
@@ -69,11 +70,7 @@ class BatchSource:
             torch.distributed.get_world_size(self.group),
             torch.distributed.get_rank(self.group),
         )
-        if config.train.global_batch_size % self.dp_size:
-            raise UserError(
-                f"train.global_batch_size={config.train.global_batch_size} is not a multiple of the data-parallel size "
-                f"{self.dp_size}; the nearest is {_nearest_multiple(config.train.global_batch_size, self.dp_size)}"
-            )
+        check_global_batch_size(config.train.global_batch_size, self.dp_size)
         self.index = TripletIndex.open(config.data.index_path)
         model = config.model
         self.cache, self.head = None, None
@@ -145,7 +142,3 @@ class BatchSource:
     def _cached(self, sample) -> SampleFeatures:
         features = self.cache.get(sample)
         return SampleFeatures(*(tensor.to(self.device) for tensor in features.tensors()), valid=features.valid)
-
-
-def _nearest_multiple(value: int, step: int) -> int:
-    return max(step, round(value / step) * step)
