@@ -14,7 +14,12 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from megatron.core.transformer import TransformerConfig
 
 from phantom_mega.config import ModelConfig, ParallelConfig, PrecisionConfig
-from phantom_mega.parallel_layout import check_layout, check_world_size, layers_per_chunk
+from phantom_mega.parallel_layout import (
+    DEFAULT_RECOMPUTE_MODULES,
+    check_layout,
+    check_world_size,
+    layers_per_chunk,
+)
 
 
 def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig) -> TransformerConfig:
@@ -26,10 +31,10 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
     check_layout(model, parallel)
     dtype = torch.bfloat16 if precision.bf16 else torch.float32
     interleaved = parallel.virtual_pipeline_model_parallel_size is not None
-    recompute = {}
+    recompute = dict(recompute_granularity=parallel.recompute_granularity, recompute_modules=[])
     if parallel.recompute_granularity == "full":
         layers = parallel.recompute_num_layers or layers_per_chunk(model, parallel)
-        recompute = dict(recompute_granularity="full", recompute_method="block", recompute_num_layers=layers)
+        recompute |= dict(recompute_method="block", recompute_num_layers=layers)
     config = TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -60,8 +65,12 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
         deallocate_pipeline_outputs=True,
+        # Read by `Blocks`; without `cpu_offloading`, which stands for Transformer Engine's, without pipelines or recompute.
+        cpu_offloading_num_layers=parallel.cpu_offloading_num_layers,
         **recompute,
     )
+    # After its checks: they know the parts of megatron's own layers.
+    config.recompute_modules = list(parallel.recompute_modules or DEFAULT_RECOMPUTE_MODULES)
     # Not a field of TransformerConfig: finalize_model_grads looks for it before it sums `pipeline_parallel` gradients.
     config.has_cond_embedder = True
     return config
