@@ -153,31 +153,42 @@ def layer_inputs(local: Local) -> float:
 
 
 def layer_workspace(local: Local, recomputed: tuple[str, ...] = ()) -> float:
-    """Bytes at the peak of one block's backward pass beyond what it keeps, when nothing of it is freed yet.
+    """Bytes at the peak of one block's backward pass beyond what it keeps, when all blocks before it keep theirs.
 
-    Either its MLP's gradients (of fc2's input, then of fc1's output beside it, with the gathered tokens of sequence
-    parallelism), or those of attention, by when the MLP's part is freed.
+    Either where fc2 computes its input's gradient, or, when the MLPs of both streams and the output projections are
+    through, in attention. megatron's linears hold a buffer for the tokens that sequence parallelism gathers.
     """
     sizes, e, C, F = local.sizes, local.width, local.model.hidden_size, local.model.ffn_hidden_size
-    inside = max(sizes.visual, sizes.text) / local.cp
-    gathered = e * inside * C if local.split > local.cp else 0.0
-    mlp = 2 * e * inside * F / local.tp + gathered + 2 * e * inside * C / (local.split / local.cp)
+    inside = sizes.visual / local.cp  # the larger stream
+    hidden = e * inside * F / local.tp
+    # Gradients of fc2's output (gathered), input and weight; that of the block's output is as large as what the residual
+    # kept and is free by then.
+    mlp = e * inside * C + hidden + e * C * F / local.tp
     if "mlp" in recomputed:
-        mlp += 2 * e * inside * F / local.tp
+        others = tuple(name for name in recomputed if name != "mlp")
+        visual = _stream(local, sizes.visual, qkv_only=False)
+        mlp += sum(entry.size for entry in visual if "mlp" in entry.modules and entry.kept(others))
+    elif "mlp_act" in recomputed and not local.fp8:
+        mlp += hidden
     saved = layer_saved(local, last=False)
-    freed = sum(entry.size for entry in saved if entry.operation in _MLP and entry.kept(recomputed))
-    channels = local.channels
-    if local.backend in GATHERED:
-        # Of the merge (fp32), its copy in e, of q, k and v of all windows, and of the joint q, k and v.
-        attention = sizes.rows * channels * (FP32 + 4 * e) + 3 * e * sizes.joint * channels
-    else:
-        attention = (4 * e * sizes.joint + (2 * e) * (sizes.rows - sizes.video_rows)) * channels
+    attention = layer_inputs(local) + _attention_workspace(local)
     if "core_attn" in recomputed:
         attention += sum(entry.size for entry in saved if "core_attn" in entry.modules)
-    return max(mlp, attention - freed)
+    attention -= sum(entry.size for entry in saved if entry.operation in _AFTER_ATTENTION and entry.kept(recomputed))
+    return max(mlp, attention) + (e * inside * C if local.split > local.cp else 0.0)
 
 
-_MLP = ("mlp norm", "linear_fc1", "gelu", "linear_fc2", "mlp residual")
+_AFTER_ATTENTION = ("linear_proj", "attention residual", "mlp norm", "linear_fc1", "gelu", "linear_fc2", "mlp residual")
+
+
+def _attention_workspace(local: Local) -> float:
+    """Gradients inside of attention: of its output, and of what the backend computes with."""
+    sizes, e, C = local.sizes, local.width, local.channels
+    if local.backend in GATHERED:
+        # The merge: gradients in fp32 of the joint rows, and of all windows' rows with and without their weights.
+        return FP32 * sizes.joint * C + 2 * FP32 * sizes.rows * C
+    # Of q, k, v and the output; each window's copies of shared queries and of their gradients.
+    return 4 * e * sizes.joint * C + 2 * e * (sizes.rows - sizes.video_rows) * C
 
 
 def embedding_saved(local: Local) -> list[Saved]:
