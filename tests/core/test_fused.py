@@ -27,7 +27,7 @@ def plain_residual(x, y, bias, gate, sample):
     return x + gate[sample] * (y + bias)
 
 
-def plain_head_norm(x, weight, cos, sin):
+def plain_head_norm(x, weight, cos=None, sin=None):
     normed = functional_call(RMSNorm(D, EPS), {"weight": weight}, x)
     return normed if cos is None else apply_rope(normed, cos, sin)
 
@@ -40,7 +40,7 @@ OPS = {
     "modulated_layer_norm": (lambda *args: fused.modulated_layer_norm(*args, EPS), plain_norm),
     "gated_residual": (fused.gated_residual, plain_residual),
     "head_norm": (lambda x, w, cos, sin: fused.head_norm(x, w, (cos, sin), EPS), plain_head_norm),
-    "head_norm_unrotated": (lambda x, w: fused.head_norm(x, w, None, EPS), lambda x, w: plain_head_norm(x, w, None, None)),
+    "head_norm_unrotated": (lambda x, weight: fused.head_norm(x, weight, None, EPS), plain_head_norm),
     "bias_gelu": (fused.bias_gelu, plain_gelu),
 }
 every_op = pytest.mark.parametrize("name", OPS)
@@ -128,7 +128,7 @@ def test_nothing_is_kept_but_inputs_and_statistics(name):
 COMPILED = [
     ("_modulated_norm", "modulated_layer_norm", lambda a: (*a, EPS)),
     ("_gated", "gated_residual", tuple),
-    ("_gated_backward", "gated_residual", lambda a: (a[0], *a[1:])),
+    ("_gated_backward", "gated_residual", tuple),
     ("_head_norm", "head_norm", lambda a: (*a, EPS)),
     ("_bias_gelu", "bias_gelu", tuple),
     ("_bias_gelu_backward", "bias_gelu", lambda a: (a[0], *a)),
@@ -137,22 +137,22 @@ COMPILED = [
 
 def compiled_cases(dtype=torch.float32, device="cpu", **sizes):
     """(name, function, arguments) of all parts that are compiled on a GPU."""
+    detached = lambda op: [arg.detach() for arg in arguments(op, dtype, device=device, **sizes)]  # noqa: E731
     with torch.no_grad():
         for name, op, make in COMPILED:
-            args = [arg.detach() for arg in arguments(op, dtype, device=device, **sizes)]
-            yield name, getattr(fused, name), make(args)
-        x, shift, scale, sample = (arg.detach() for arg in arguments("modulated_layer_norm", dtype, device=device, **sizes))
+            yield name, getattr(fused, name), make(detached(op))
+        x, shift, scale, sample = detached("modulated_layer_norm")
         _, mean, rstd = fused._modulated_norm(x, shift, scale, sample, EPS)
         yield "_modulated_again", fused._modulated_again, (x, mean, rstd, shift, scale, sample)
         yield "_modulated_backward", fused._modulated_backward, (x.flip(0), x, mean, rstd, scale, sample)
-        x, weight, cos, sin = (arg.detach() for arg in arguments("head_norm", dtype, device=device, **sizes))
+        x, weight, cos, sin = detached("head_norm")
         _, rstd = fused._head_norm(x, weight, cos, sin, EPS)
         yield "_head_norm_backward", fused._head_norm_backward, (x.flip(0), x, weight, rstd, cos, sin)
 
 
 def test_packs_of_all_sizes_share_a_few_graphs_without_breaks():
     functions, counters = {}, {}
-    for tokens, samples in ((48, 2), (24, 2), (96, 3), (72, 1), (24, 4), (48, 5), (120, 1), (240, 7)):
+    for tokens, samples in ((48, 2), (24, 2), (96, 3), (72, 1), (48, 5), (120, 7)):
         for name, function, args in compiled_cases(tokens=tokens, samples=samples):
             counters.setdefault(name, CompileCounter())
             functions.setdefault(name, torch.compile(function.__wrapped__, backend=counters[name], fullgraph=True))
