@@ -2,8 +2,8 @@
 
 megatron-core's own two ways do not fit: `cpu_offloading` is Transformer Engine's and refuses pipelines and recompute;
 `fine_grained_activation_offloading` needs Transformer Engine and the same sequence of passes in every iteration, and
-cannot run on a CPU. So: autograd's hooks for saved tensors, copies on two streams of their own (one a direction), and one
-block of lookahead in the backward pass. With full recompute that is the recomputed blocks' inputs.
+cannot run on a CPU. So: autograd's hooks for saved tensors, copies on two streams of their own (one a direction), and
+one block of lookahead in the backward pass. With full recompute that is the recomputed blocks' inputs.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def _bytes(storage: torch.UntypedStorage) -> torch.Tensor:
 class _Offloaded:
     """One storage in host memory, with all saved views of it.
 
-    Whole storages are moved: views of one storage (q, k and v; both streams' parts of joint attention) are one copy, and
-    come back with the strides that they had.
+    Whole storages are moved: views of one storage (q, k and v; both streams' parts of joint attention) are one copy,
+    and come back with the strides that they had.
     """
 
     def __init__(self, storage: torch.UntypedStorage):
@@ -72,8 +72,8 @@ class _Block:
         for handle in self.handles.values():
             handle.device_storage = None
 
-    def load(self, *_) -> None:
-        """Start all copies back, once; takes a gradient, so that it can be a hook."""
+    def load(self, _gradient: torch.Tensor | None = None) -> None:
+        """Start all copies back, once; a hook of a gradient."""
         if self.handles:
             for handle in self.handles.values():
                 handle.load()
@@ -117,7 +117,7 @@ class ActivationOffload:
             if isinstance(packed, torch.Tensor):
                 return packed
             handle, dtype, *view = packed
-            block.load()
+            block.load()  # for a gradient that did not come by way of the output
             torch.cuda.current_stream().wait_event(block.loaded)
             return torch.empty(0, dtype=dtype, device=handle.device_storage.device).set_(handle.device_storage, *view)
 
@@ -130,7 +130,10 @@ class ActivationOffload:
         """After every block, offloaded or not, with its output: frees the block before, to be back one block ahead."""
         if self._copying is not None:
             self._copying.release()
-            output.register_hook(self._copying.load)
+        # Once the gradient of this output is known: itself, if no block behind it did that, then the block before.
+        for block in (self._running, self._copying):
+            if block is not None:
+                output.register_hook(block.load)
         self._copying, self._running = self._running, None
 
     def finish(self) -> None:

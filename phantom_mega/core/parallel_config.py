@@ -65,7 +65,7 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
         deallocate_pipeline_outputs=True,
-        # Read by `Blocks`; without `cpu_offloading`, which stands for Transformer Engine's, without pipelines or recompute.
+        # Read by `Blocks`. Its switch `cpu_offloading` is Transformer Engine's and refuses pipelines and recompute.
         cpu_offloading_num_layers=parallel.cpu_offloading_num_layers,
         **recompute,
     )

@@ -1,8 +1,8 @@
 """Selective recompute: what autograd does not keep, because the backward pass can cheaply compute it again.
 
-megatron-core's `CheckpointWithoutOutput` does the same by emptying a tensor's storage and filling it in a gradient hook,
-for which it builds a C++ extension in the first backward pass (it needs a compiler and ninja on every node), and a linear
-that keeps another view of its input must be watched for. Autograd's own hooks for saved tensors do it without either.
+megatron-core's `CheckpointWithoutOutput` does the same by emptying a tensor's storage and filling it again in a
+gradient hook, for which it builds a C++ extension in the first backward pass: every node then needs a compiler and
+ninja, and everything that reads the tensor must be known. Autograd's own hooks for saved tensors do it without either.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def describe(trainer: Trainer) -> str:
             f"layout       {dist.get_world_size()} ranks = TP {parallel.tensor_model_parallel_size} x "
             f"PP {parallel.pipeline_model_parallel_size} x DP {dp}"
             + (", sequence parallel" if parallel.sequence_parallel else "")
-            + (", full recompute" if parallel.recompute_granularity else ""),
+            + (f", {parallel.recompute_granularity} recompute" if parallel.recompute_granularity else ""),
             f"linears      {resolve_transformer_impl(parallel.transformer_impl)}, "
             f"{'bf16 with fp32 main parameters' if config.precision.bf16 else 'fp32'}",
             f"attention    {trainer.chunks[0].attention_backend}, windows of {config.model.window_frames} frames, "
