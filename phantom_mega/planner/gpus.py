@@ -49,7 +49,10 @@ class Rates:
             raise UserError(f"--rates {path} cannot be read as JSON: {error}") from None
         rates = content.get("rates") if isinstance(content, dict) else None
         if not isinstance(rates, dict) or not rates:
-            raise UserError(f"--rates {path} has no 'rates'; it must hold {{\"rates\": {{\"linear_bf16\": TFLOP/s}}}}")
+            raise UserError(
+                f"--rates {path} has no 'rates', as a benchmark on a CPU has none; it must hold "
+                '{"rates": {"linear_bf16": TFLOP/s}}'
+            )
         for name, value in rates.items():
             if name not in RATE_NAMES:
                 close = difflib.get_close_matches(name, RATE_NAMES, n=1)
@@ -60,7 +63,10 @@ class Rates:
                 raise UserError(f"--rates {path}: {name} is given, but {gpu.name} has no FP8")
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= peak:
                 raise UserError(f"--rates {path}: {name}={value!r} TFLOP/s; on {gpu.name} it lies in (0, {peak:g}]")
-        device = content.get("device", "a device that the file does not name")
+        device = str(content.get("device") or "a device that the file does not name")
+        kind = gpu.name.split("-")[0]
+        if content.get("device") and kind not in device.lower():
+            raise UserError(f"--rates {path} was measured on {device}, not on --gpu {gpu.name}; name the GPU that it was")
         left = [name for name in RATE_NAMES if name not in rates and getattr(gpu.assumed, name) is not None]
         source = f"{path} ({device})" + (f"; {', '.join(left)} assumed, not measured" if left else "")
         return dataclasses.replace(gpu.assumed, **rates, source=source, measured=not left)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from phantom_mega.planner.workload import Workload
 _SELECTIVE = ([], ["layernorm", "mlp_act", "core_attn"], ["layernorm", "mlp"], ["layernorm", "mlp", "core_attn"])
 # Part of a GPU's memory that stays free: what formulas miss.
 MARGIN = 0.05
+# Times that differ by less are equal, as far as the formulas go: the simpler layout is then the better one.
+_RESOLUTION = 1.03
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,10 @@ def _recomputations(config: RunConfig, fits) -> Iterator[ParallelConfig]:
 def search(
     config: RunConfig, machines: Machines, workload: Workload
 ) -> tuple[list[Estimate], list[Refusal]]:
-    """All layouts: those that fit, each with its fastest recomputation, the fastest layout first; and the refused."""
+    """All layouts: those that fit, each with its fastest recomputation, the best first; and the refused.
+
+    Of two that differ in sequence parallelism alone the better one is kept.
+    """
     found, refused = [], []
     for parallel in shapes(config, machines.cluster):
         here = dataclasses.replace(config, parallel=parallel)
@@ -185,7 +191,32 @@ def search(
             found.append(min(fitting, key=lambda each: (each.time.total, each.memory.total)))
         else:
             refused.append(Refusal(parallel, _too_large(least, machines)))
-    return sorted(found, key=lambda each: (each.time.total, each.memory.total)), refused
+    return _ranked(found), refused
+
+
+_SIZES = (
+    "tensor_model_parallel_size", "context_parallel_size", "pipeline_model_parallel_size",
+    "virtual_pipeline_model_parallel_size",
+)  # fmt: skip
+
+
+def _ranked(found: list[Estimate]) -> list[Estimate]:
+    """The fastest first; among those as fast within `_RESOLUTION`, the one with fewer stages, then fewer parts."""
+    twins: dict[tuple, list[Estimate]] = defaultdict(list)
+    for each in found:
+        sizes = tuple(getattr(each.parallel, name) for name in _SIZES)
+        twins[sizes].append(each)
+    kept = [min(pair, key=lambda each: (each.time.total, each.memory.total)) for pair in twins.values()]
+    fastest = min((each.time.total for each in kept), default=1.0)
+
+    def rank(each: Estimate) -> tuple:
+        parallel = each.parallel
+        steps = int(math.log(each.time.total / fastest) / math.log(_RESOLUTION))
+        parts = parallel.tensor_model_parallel_size * parallel.context_parallel_size
+        virtual = parallel.virtual_pipeline_model_parallel_size or 1
+        return steps, parallel.pipeline_model_parallel_size, virtual, parts, each.time.total
+
+    return sorted(kept, key=rank)
 
 
 def _too_large(least: float, machines: Machines) -> str:

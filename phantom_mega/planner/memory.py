@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 from phantom_mega.config import ParallelConfig, RunConfig
 from phantom_mega.geometry import PATCH
-from phantom_mega.parallel_layout import layers_per_chunk
+from phantom_mega.parallel_layout import DEFAULT_RECOMPUTE_MODULES, layers_per_chunk
 from phantom_mega.planner import activations as act
 from phantom_mega.planner.encoders import Encoders
 from phantom_mega.planner.parameters import block_linear_parameters, stage_layers, stage_parameters
@@ -21,8 +21,8 @@ GIB = 1 << 30
 RESERVED = 3 * GIB
 # Part of what the allocator holds that lies between blocks in use; assumed.
 FRAGMENTATION = 0.05
-# What `recompute_granularity=selective` recomputes by default: `parallel_layout.DEFAULT_RECOMPUTE_MODULES`.
-DEFAULT_SELECTIVE = ("layernorm", "mlp_act")
+# What the VAE takes while it encodes a clip (`conditioning.vae.GPU_TILE_ABOVE`), beside training where it encodes ahead.
+ENCODING = 5 * GIB
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Memory:
         activations: kept by all microbatches in flight.
         workspace: gradients of activations at the peak, and what a recomputed block keeps for a moment.
         packs: inputs, targets and index arrays of all microbatches of the iteration.
-        encoders: weights of the frozen encoders.
+        encoders: weights of the frozen encoders, and `ENCODING` where they encode ahead.
         reserved: `RESERVED`.
         fragmentation: `FRAGMENTATION` of what is allocated and freed again.
         host: pinned memory of the host that offloading takes; not a part of the total.
@@ -81,7 +81,7 @@ def recomputed_modules(parallel: ParallelConfig) -> tuple[str, ...]:
     """What `selective` recomputes in every block."""
     if parallel.recompute_granularity != "selective":
         return ()
-    return tuple(parallel.recompute_modules or DEFAULT_SELECTIVE)
+    return tuple(parallel.recompute_modules or DEFAULT_RECOMPUTE_MODULES)
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,7 @@ def stage_memory(
     # fp32 training updates the weights in place: no main copy.
     state = (4 if bf16 else 0) + 8 + (4 if config.train.ema_decay > 0 else 0)
     shards = data_parallel * parallel.context_parallel_size
+    encoders = Encoders.of(config.conditioning, config.precision)
     packs = pack_bytes(config, sizes) * microbatches
     return Memory(
         weights=count * (2.0 if bf16 else 4.0) + quantized,
@@ -160,7 +161,7 @@ def stage_memory(
         activations=kept,
         workspace=chunk.moment,
         packs=packs,
-        encoders=Encoders.of(config.conditioning, config.precision).weights,
+        encoders=encoders.weights + (ENCODING if encoders.vae_known and config.conditioning.encode_ahead else 0),
         reserved=float(RESERVED),
         fragmentation=FRAGMENTATION * (kept + chunk.moment + packs),
         host=chunk.host * chunks,

@@ -35,7 +35,8 @@ class IterationTime:
         stragglers: waiting for the replica with the largest packs.
         gradients: exposed reduction of gradients and gathering of weights.
         optimizer: the update.
-        encoders: the frozen encoders, shared by model-parallel peers, not overlapped.
+        encoders: the frozen encoders, shared by model-parallel peers; those that encode ahead use the gaps that
+            communication, bubble, stragglers and gradients leave, and only the rest counts.
         transfers: everything that is sent.
     """
 
@@ -95,16 +96,21 @@ def iteration_time(
     shard = stage_parameters(model, parallel, 0) / (data_parallel * cp)
     encoding = sum(workload.encoding) / len(workload.encoding) * microbatches / ranks
     straggling = workload.straggling(data_parallel, microbatches)
+    waiting = (straggling - 1) * (steady + bubble)
+    outside = sum(transfer.exposed for transfer in sent if transfer.name not in _INSIDE)
+    encoders = encoding / (ENCODER_EFFICIENCY * cluster.gpu.peak_bf16 * TERA)
+    if config.conditioning.encode_ahead:
+        encoders = max(0.0, encoders - inside - bubble - waiting - outside)
     return IterationTime(
         linear=microbatches * linear,
         attention=microbatches * attention,
         recompute=microbatches * again,
         communication=inside,
         bubble=bubble,
-        stragglers=(straggling - 1) * (steady + bubble),
-        gradients=sum(transfer.exposed for transfer in sent if transfer.name not in _INSIDE),
+        stragglers=waiting,
+        gradients=outside,
         optimizer=shard * _UPDATE_BYTES / (cluster.gpu.hbm * 1e9),
-        encoders=encoding / (ENCODER_EFFICIENCY * cluster.gpu.peak_bf16 * TERA),
+        encoders=encoders,
         transfers=tuple(sent),
     )
 
