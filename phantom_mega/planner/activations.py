@@ -126,6 +126,8 @@ def _attention(local: Local) -> Iterator[Saved]:
         yield Saved("attention", "q, k, v", 3 * e * sizes.joint * C)
         yield Saved("attention", "outputs of shared rows in each window", e * repeated * C, inner)
         yield Saved("attention", "log-sum-exp", FP32 * lse * N, inner)
+        if local.backend != "triton":
+            yield Saved("attention", "offsets of the calls", 4 * (sizes.windows + sizes.samples + 2), inner)
         if local.cp > 1 or local.fp8:  # else it is the next one
             yield Saved("attention", "output", e * sizes.joint * C, inner)
     yield local.linear_input("linear_proj", sizes.joint * C)

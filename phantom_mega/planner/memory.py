@@ -15,6 +15,7 @@ from phantom_mega.planner import activations as act
 from phantom_mega.planner.encoders import Encoders
 from phantom_mega.planner.parameters import block_linear_parameters, stage_layers, stage_parameters
 from phantom_mega.planner.workload import PackSizes
+from phantom_mega.windows import WindowSpec
 
 GIB = 1 << 30
 # CUDA's context with the kernels' code, NCCL's buffers of every group, cuBLAS's and cuDNN's workspaces; assumed.
@@ -115,7 +116,7 @@ def pack_bytes(config: RunConfig, sizes: PackSizes) -> float:
     patch_dim = model.latent_channels * PATCH[1] * PATCH[2]
     numbers = sizes.visual * patch_dim * (e + 4) + e * (sizes.caption * model.text_dim + sizes.clip * model.clip_dim)
     tokens = sizes.visual * (8 + 1 + 4) + sizes.text * 8 + 8 * (sizes.caption + sizes.clip)
-    grids = 2 if model.window_shift == "alternate" and model.window_frames else 1
+    grids = 2 if WindowSpec.of(model).is_shifted(1) else 1
     rotation = 4 * sizes.visual * (model.hidden_size // model.num_attention_heads)
     windows = 16 * sizes.rows + 8 * (sizes.video_rows + sizes.shared_rows) + rotation
     return float(numbers + tokens + grids * windows)
