@@ -147,3 +147,9 @@ def find_gpu(name: str) -> Gpu:
             f"--gpu {name} is unknown; use one of {', '.join(GPUS)}" + (f" (nearest: {close[0]})" if close else "")
         )
     return GPUS[key]
+
+
+def gpu_of_device(name: str | None, memory_gib: float = 0.0) -> Gpu | None:
+    """The GPU that CUDA calls `name` and gives so much memory; None for another one, or none at all."""
+    fitting = [gpu for gpu in GPUS.values() if name and gpu.name.split("-")[0] in name.lower()]
+    return min(fitting, key=lambda gpu: abs(gpu.memory_gib - memory_gib), default=None)

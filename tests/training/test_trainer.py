@@ -116,6 +116,7 @@ def test_unreadable_samples_are_named_counted_and_move_no_other(finished, data_s
 def test_dry_run_prints_the_plan_and_writes_nothing(data_set, tmp_path):
     printed = train(data_set, tmp_path / "run", "--dry-run")
     assert "first batch  loss" in printed and "peak memory" in printed and "filled to" in printed
+    assert "planned      for one h100" in printed and "workspace" in printed and "seconds of an iteration" in printed
     assert not (tmp_path / "run").exists()
 
 
