@@ -103,8 +103,8 @@ def test_a_block_keeps_what_the_table_says():
         (["mlp_act"], T * 2 * F),
         # fc1's input and output, fc2's input and output, the norm's statistics; the gate is an input all the same.
         (["mlp"], T * (2 * (C + 2 * F + C) + 8)),
-        # q, k and v stay, for one window without the copies of windows.
-        (["core_attn"], ATTENTION - T * 2 * 4 * C + T * 2 * C),
+        # q and k stay, one copy of each; v is a view of what linear_qkv put out.
+        (["core_attn"], ATTENTION - T * 2 * 2 * C),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
 )
