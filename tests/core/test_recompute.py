@@ -191,9 +191,15 @@ def test_a_dropped_tensor_is_computed_again_also_where_a_view_of_it_is_kept():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "fields", [SELECTIVE, dict(cpu_offloading_num_layers=3), dict(FULL, cpu_offloading_num_layers=4)]
+    "fields, most",
+    [
+        (SELECTIVE, 0.9),
+        (dict(cpu_offloading_num_layers=3), 0.8),
+        # Only the inputs of three blocks, beside all that one recomputed block keeps.
+        (dict(FULL, cpu_offloading_num_layers=4), 0.97),
+    ],
 )
-def test_less_memory_of_the_gpu_is_used(fields):
+def test_less_memory_of_the_gpu_is_used(fields, most):
     model = ModelConfig(num_layers=4, hidden_size=1024, num_attention_heads=8, ffn_hidden_size=4096)
     model.rope_axes_dim = [32, 48, 48]
     shapes = [SampleShape(16, 16, 32, 1, 64, 16)]
@@ -220,6 +226,6 @@ def test_less_memory_of_the_gpu_is_used(fields):
             peaks.append(torch.cuda.max_memory_allocated() - before)
         results.append([out.detach().float(), *(param.grad.float() for param in chunk.parameters())])
         del chunk, out
-    assert peaks[3] < 0.9 * peaks[1], peaks
+    assert peaks[3] < most * peaks[1], peaks
     for first, second in zip(*results, strict=True):
         assert (first - second).norm() <= 0.01 * first.norm() + 1e-6
