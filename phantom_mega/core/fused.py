@@ -50,7 +50,14 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
 def sums_of_samples(sample: torch.Tensor, samples: int, *values: torch.Tensor) -> list[torch.Tensor]:
     """Sum each of `values` [T, C] over the tokens of every sample -> [B, C]; `sample` int64 [T] need not be sorted."""
     member = sample == torch.arange(samples, device=sample.device)[:, None]
-    return [member.to(each.dtype) @ each for each in values]
+    return [_product(member.to(each.dtype), each) for each in values]
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a @ b, summed in float32 and rounded once (torch lets a GPU add partial sums of half-precision products in it)."""
+    if b.is_cuda and b.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(a, b, out_dtype=torch.float32).to(b.dtype)
+    return a @ b
 
 
 # Layer norm and modulation ------------------------------------------------------------------------------------------

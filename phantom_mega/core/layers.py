@@ -17,12 +17,12 @@ from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from torch import nn
 
-from phantom_mega.attention import Windows, window_attention
+from phantom_mega.attention import Windows
 from phantom_mega.core.fused import bias_gelu, gated_residual, head_norm, modulated_layer_norm
 from phantom_mega.core.offload import ActivationOffload
 from phantom_mega.core.recompute import dropped
 from phantom_mega.core.specs import DualStreamBlockSubmodules, StreamBlockSubmodules
-from phantom_mega.hf.transformer_phantom import RMSNorm
+from phantom_mega.hf.transformer_phantom import RMSNorm, joint_attention
 
 
 @dataclass(frozen=True)
@@ -180,22 +180,24 @@ class DualStreamBlock(MegatronModule):
         inputs: BlockInputs,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """visual [S or S/tp, C], text [L or L/tp, C] -> the same shapes. `base_*` [B, 6, C]."""
-        windows, samples = inputs.windows[self.parity], (inputs.visual_sample, inputs.text_sample)
+        windows = inputs.windows[self.parity]
         mod_visual, mod_text = self.visual.modulation(base_visual), self.text.modulation(base_text)
-        qkv_visual = self.visual.qkv(visual, mod_visual, samples[0], (windows.cos, windows.sin))
-        qkv_text = self.text.qkv(text, mod_text, samples[1])
-        joint = (torch.cat(pair) for pair in zip(qkv_visual, qkv_text, strict=True))
-        attended = self._attend(*joint, windows, inputs.backend)
-        seq_length = len(qkv_visual[0])
-        visual = self.visual.finish(visual, attended[:seq_length], mod_visual, samples[0])
-        if not self.text.qkv_only:
-            text = self.text.finish(text, attended[seq_length:], mod_text, samples[1])
-        return visual, text
+        qkv = (
+            *self.visual.qkv(visual, mod_visual, inputs.visual_sample, (windows.cos, windows.sin)),
+            *self.text.qkv(text, mod_text, inputs.text_sample),
+        )
 
-    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, windows: Windows, backend: str):
+        def attend(*qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return joint_attention(qkv[:3], qkv[3:], windows, inputs.backend)
+
         if "core_attn" in self.visual.recomputed and torch.is_grad_enabled():
-            return checkpoint(lambda *qkv: window_attention(*qkv, windows, backend), False, q, k, v)
-        return window_attention(q, k, v, windows, backend)
+            attended_visual, attended_text = checkpoint(attend, False, *qkv)
+        else:
+            attended_visual, attended_text = attend(*qkv)
+        visual = self.visual.finish(visual, attended_visual, mod_visual, inputs.visual_sample)
+        if not self.text.qkv_only:
+            text = self.text.finish(text, attended_text, mod_text, inputs.text_sample)
+        return visual, text
 
 
 class Blocks(MegatronModule):

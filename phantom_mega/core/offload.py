@@ -36,7 +36,7 @@ class _Offloaded:
     """
 
     def __init__(self, storage: torch.UntypedStorage):
-        self.device_storage: torch.UntypedStorage | None = storage
+        self.device, self.device_storage = storage.device, storage
         source, compute = _bytes(storage), torch.cuda.current_stream()
         self.host = torch.empty(source.shape, dtype=torch.uint8, pin_memory=source.is_cuda)
         to_host, _ = _streams()
@@ -47,7 +47,7 @@ class _Offloaded:
     def load(self) -> None:
         """Start the copy back. The memory belongs to the computing stream, which waits for the copy before it reads."""
         if self.device_storage is None:
-            target = torch.empty(self.host.shape, dtype=torch.uint8, device=torch.cuda.current_device())
+            target = torch.empty(self.host.shape, dtype=torch.uint8, device=self.device)
             _, to_device = _streams()
             to_device.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(to_device):
@@ -95,6 +95,7 @@ class ActivationOffload:
     def __init__(self, module: nn.Module, *inputs):
         resident = [*module.parameters(), *module.buffers(), *_tensors(inputs)]
         self._resident = {tensor.untyped_storage().data_ptr() for tensor in resident}
+        self._device = resident[0].device
         self._running: _Block | None = None
         self._copying: _Block | None = None
 
@@ -106,8 +107,9 @@ class ActivationOffload:
         def pack(tensor: torch.Tensor):
             storage = tensor.untyped_storage()
             key = storage.data_ptr()
-            # A parameter that Transformer Engine has cast or transposed carries its own mark.
-            if key in self._resident or getattr(tensor, "_TE_do_not_offload", False):
+            # Random states are on the host as it is; Transformer Engine marks what belongs to a parameter.
+            stays = tensor.device != self._device or getattr(tensor, "_TE_do_not_offload", False)
+            if stays or key in self._resident:
                 return tensor
             if key not in block.handles:
                 block.handles[key] = _Offloaded(storage)
@@ -119,7 +121,7 @@ class ActivationOffload:
             handle, dtype, *view = packed
             block.load()  # for a gradient that did not come by way of the output
             torch.cuda.current_stream().wait_event(block.loaded)
-            return torch.empty(0, dtype=dtype, device=handle.device_storage.device).set_(handle.device_storage, *view)
+            return torch.empty(0, dtype=dtype, device=handle.device).set_(handle.device_storage, *view)
 
         with saved_tensors_hooks(pack, unpack):
             yield

@@ -103,8 +103,8 @@ def test_a_block_keeps_what_the_table_says():
         (["mlp_act"], T * 2 * F),
         # fc1's input and output, fc2's input and output, the norm's statistics; the gate is an input all the same.
         (["mlp"], T * (2 * (C + 2 * F + C) + 8)),
-        # q, k and v stay, for one window without the copies of windows.
-        (["core_attn"], ATTENTION - T * 2 * 4 * C + T * 2 * C),
+        # q and k stay, one copy of each; v is a view of what linear_qkv put out.
+        (["core_attn"], ATTENTION - T * 2 * 2 * C),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
 )
@@ -113,12 +113,14 @@ def test_recomputed_parts_are_not_kept(modules, saved):
     assert kept == kept_by_a_block()[0] - saved
 
 
-@pytest.mark.parametrize("fields", [{}, SELECTIVE, FULL], ids=["all", "selective", "full"])
-def test_an_offloaded_block_keeps_nothing_on_the_device(fields):
+@pytest.mark.parametrize(
+    "fields, conditions", [({}, 0), (SELECTIVE, 0), (FULL, 2 * 6 * C * 2)], ids=["all", "selective", "full"]
+)
+def test_an_offloaded_block_keeps_nothing_on_the_device(fields, conditions):
     kept, _ = kept_by_a_block(**fields)
     left, host = kept_by_a_block(**fields, cpu_offloading_num_layers=1)
-    # The block's inputs go to the host too.
-    assert left == 0 and host > kept, (left, host)
+    # The block's inputs go to the host too; weights and the pack's index arrays do not.
+    assert (left, host) == (0, kept + T * 2 * C + conditions)
 
 
 @pytest.mark.parametrize(
@@ -191,9 +193,15 @@ def test_a_dropped_tensor_is_computed_again_also_where_a_view_of_it_is_kept():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "fields", [SELECTIVE, dict(cpu_offloading_num_layers=3), dict(FULL, cpu_offloading_num_layers=4)]
+    "fields, most",
+    [
+        (SELECTIVE, 0.9),
+        (dict(cpu_offloading_num_layers=3), 0.8),
+        # Only the inputs of three blocks, beside all that one recomputed block keeps.
+        (dict(FULL, cpu_offloading_num_layers=4), 0.97),
+    ],
 )
-def test_less_memory_of_the_gpu_is_used(fields):
+def test_less_memory_of_the_gpu_is_used(fields, most):
     model = ModelConfig(num_layers=4, hidden_size=1024, num_attention_heads=8, ffn_hidden_size=4096)
     model.rope_axes_dim = [32, 48, 48]
     shapes = [SampleShape(16, 16, 32, 1, 64, 16)]
@@ -220,6 +228,6 @@ def test_less_memory_of_the_gpu_is_used(fields):
             peaks.append(torch.cuda.max_memory_allocated() - before)
         results.append([out.detach().float(), *(param.grad.float() for param in chunk.parameters())])
         del chunk, out
-    assert peaks[3] < 0.9 * peaks[1], peaks
+    assert peaks[3] < most * peaks[1], peaks
     for first, second in zip(*results, strict=True):
         assert (first - second).norm() <= 0.01 * first.norm() + 1e-6
