@@ -5,9 +5,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from phantom_mega.config import ModelConfig
+from phantom_mega.flops import forward_flops, training_flops
 from phantom_mega.geometry import SampleShape
 from phantom_mega.hf import PhantomTransformer3DModel
-from phantom_mega.flops import forward_flops, training_flops
 
 SHAPES = [SampleShape(12, 2, 3, 2, 4, 3), SampleShape(5, 2, 2, 0, 3, 3)]
 

@@ -24,8 +24,8 @@ EXAMPLES = """examples:
   python tools/plan.py --phases --nodes 16 --gpu h100          (GPU-hours of both phases, beside the paper's)
   python tools/plan.py --config stage2_720p --nodes 4 --gpu h100 --tensor-model-parallel-size 4 --global-batch-size 32
 
-Settings are those of launchers/train.py: section.field=value or --field-name value. With data.index_path packs come from
-the data set's own plan, else from samples drawn from the recipe's resolutions; --references, --caption-tokens and
+Settings are those of launchers/train.py: section.field=value or --field-name value. With data.index_path packs come
+from the data set's own plan, else from samples drawn from the recipe's resolutions; --references, --caption-tokens and
 --lengths then say what a sample is like.
 """
 PHASES = ("stage1_256p", "stage2_720p")
@@ -47,7 +47,9 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
     parser.add_argument(
         "--lengths", default="uniform", help="clip lengths: uniform (among the recipe's, the default) or longest"
     )
-    parser.add_argument("--margin", type=float, default=0.05, help="part of a GPU's memory to leave free; default: 0.05")
+    parser.add_argument(
+        "--margin", type=float, default=0.05, help="part of a GPU's memory to leave free; default: 0.05"
+    )
     parser.add_argument("--top", type=int, default=10, metavar="N", help="layouts to show; default: 10")
     parser.add_argument("--refused", action="store_true", help="list every refused layout with its reason")
     parser.add_argument("--json", metavar="FILE", help="also write the plan as JSON; - prints it instead of the text")
@@ -92,9 +94,13 @@ def make(recipe: str, settings: list[str], options: argparse.Namespace):
     return make_plan(recipe, config, machines, packs)
 
 
-def main() -> None:
-    """Parse, plan, print."""
-    options, settings = parse()
+def main(arguments: list[str] | None = None) -> None:
+    """Parse, plan, print.
+
+    Raises:
+        UserError: anything that cannot be planned.
+    """
+    options, settings = parse(arguments)
     check(options)
     from phantom_mega.planner.report import json_report, phases_report, text_report
 

@@ -63,9 +63,7 @@ class Local:
     backend: str
 
     @classmethod
-    def of(
-        cls, model: ModelConfig, parallel: ParallelConfig, sizes: PackSizes, precision: PrecisionConfig
-    ) -> Local:
+    def of(cls, model: ModelConfig, parallel: ParallelConfig, sizes: PackSizes, precision: PrecisionConfig) -> Local:
         """Of a layout; `auto` is the backend that a GPU gets in this precision."""
         tp, cp = parallel.tensor_model_parallel_size, parallel.context_parallel_size
         split = cp * tp if parallel.sequence_parallel else cp
@@ -113,8 +111,9 @@ def _attention(local: Local) -> Iterator[Saved]:
     """The joint part of both streams."""
     sizes, e, C, N = local.sizes, local.width, local.channels, local.heads
     inner = ("core_attn",)
+    # v is a part of linear_qkv's output, which stays anyway.
+    yield Saved("attention", "q and k of both streams", 2 * e * sizes.joint * C, only_with="core_attn")
     if local.backend in GATHERED:
-        yield Saved("attention", "q, k, v", 3 * e * sizes.joint * C, only_with="core_attn")
         yield Saved("attention", "q, k, v of all windows", 3 * e * sizes.rows * C, inner)
         yield Saved("attention", "output of all windows", e * sizes.rows * C, inner)
         yield Saved("attention", "log-sum-exp", FP32 * sizes.rows * N, inner)
@@ -123,7 +122,7 @@ def _attention(local: Local) -> Iterator[Saved]:
     else:
         repeated = sizes.rows - sizes.video_rows  # shared rows, once for each window that reads them
         lse = sizes.video_rows + repeated + (sizes.shared_rows if local.backend == "triton" else 0)
-        yield Saved("attention", "q, k, v", 3 * e * sizes.joint * C)
+        yield Saved("attention", "q, k, v", 3 * e * sizes.joint * C, inner)
         yield Saved("attention", "outputs of shared rows in each window", e * repeated * C, inner)
         yield Saved("attention", "log-sum-exp", FP32 * lse * N, inner)
         if local.backend != "triton":
@@ -163,8 +162,8 @@ def layer_workspace(local: Local, recomputed: tuple[str, ...] = ()) -> float:
     sizes, e, C, F = local.sizes, local.width, local.model.hidden_size, local.model.ffn_hidden_size
     inside = sizes.visual / local.cp  # the larger stream
     hidden = e * inside * F / local.tp
-    # Gradients of fc2's output (gathered), input and weight; that of the block's output is as large as what the residual
-    # kept and is free by then.
+    # Gradients of fc2's output (gathered), input and weight; that of the block's output is as large as what the
+    # residual kept, which is free by then.
     mlp = e * inside * C + hidden + e * C * F / local.tp
     if "mlp" in recomputed:
         others = tuple(name for name in recomputed if name != "mlp")

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from phantom_mega.config import RunConfig
+from phantom_mega.parallel_layout import layers_per_chunk
 from phantom_mega.planner.gpus import LINK_EFFICIENCY, Gpu
 from phantom_mega.planner.memory import recomputed_modules
 from phantom_mega.planner.parameters import stage_parameters
-from phantom_mega.parallel_layout import layers_per_chunk
 
 GIGA = 1e9
 
@@ -117,7 +117,7 @@ def transfers(
         )  # fmt: skip
     if cp > 1:
         one = 4 * e * joint / cp * C / tp * (cp - 1) / cp * layers
-        size, rate = one * (attention if parallel.recompute_granularity == "full" else 1) + one, cluster.exchange(cp, tp)
+        size, rate = one * (attention + 1), cluster.exchange(cp, tp)
         found.append(Transfer("context parallel", size, size / rate, size / rate, cluster.in_node(cp, tp) < cp))
     if pp > 1:
         chunks = parallel.virtual_pipeline_model_parallel_size or 1

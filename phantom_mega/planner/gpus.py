@@ -66,7 +66,9 @@ class Rates:
         device = str(content.get("device") or "a device that the file does not name")
         kind = gpu.name.split("-")[0]
         if content.get("device") and kind not in device.lower():
-            raise UserError(f"--rates {path} was measured on {device}, not on --gpu {gpu.name}; name the GPU that it was")
+            raise UserError(
+                f"--rates {path} was measured on {device}, not on --gpu {gpu.name}; name the GPU that it was"
+            )
         left = [name for name in RATE_NAMES if name not in rates and getattr(gpu.assumed, name) is not None]
         source = f"{path} ({device})" + (f"; {', '.join(left)} assumed, not measured" if left else "")
         return dataclasses.replace(gpu.assumed, **rates, source=source, measured=not left)

@@ -157,9 +157,7 @@ def _recomputations(config: RunConfig, fits) -> Iterator[ParallelConfig]:
     yield full[low]
 
 
-def search(
-    config: RunConfig, machines: Machines, workload: Workload
-) -> tuple[list[Estimate], list[Refusal]]:
+def search(config: RunConfig, machines: Machines, workload: Workload) -> tuple[list[Estimate], list[Refusal]]:
     """All layouts: those that fit, each with its fastest recomputation, the best first; and the refused.
 
     Of two that differ in sequence parallelism alone the better one is kept.

@@ -22,7 +22,7 @@ GIB = 1 << 30
 RESERVED = 3 * GIB
 # Part of what the allocator holds that lies between blocks in use; assumed.
 FRAGMENTATION = 0.05
-# What the VAE takes while it encodes a clip (`conditioning.vae.GPU_TILE_ABOVE`), beside training where it encodes ahead.
+# What the VAE takes while it encodes a clip (`conditioning.vae.GPU_TILE_ABOVE`), beside training with `encode_ahead`.
 ENCODING = 5 * GIB
 
 
@@ -122,9 +122,7 @@ def pack_bytes(config: RunConfig, sizes: PackSizes) -> float:
     return float(numbers + tokens + grids * windows)
 
 
-def stage_memory(
-    config: RunConfig, sizes: PackSizes, data_parallel: int, microbatches: int, stage: int
-) -> Memory:
+def stage_memory(config: RunConfig, sizes: PackSizes, data_parallel: int, microbatches: int, stage: int) -> Memory:
     """Peak of one rank of a pipeline stage.
 
     Args:
@@ -138,9 +136,12 @@ def stage_memory(
     local = act.Local.of(model, parallel, sizes, config.precision)
     count = stage_parameters(model, parallel, stage)
     quantized = 0.0
-    if config.precision.fp8 is not None:  # Transformer Engine keeps FP8 weights and their transposes between microbatches
+    if (
+        config.precision.fp8 is not None
+    ):  # Transformer Engine keeps FP8 weights and their transposes between microbatches
         quantized = 2.0 * sum(
-            block_linear_parameters(model, parallel) + block_linear_parameters(model, parallel, layer + 1 == model.num_layers)
+            block_linear_parameters(model, parallel)
+            + block_linear_parameters(model, parallel, layer + 1 == model.num_layers)
             for layer in stage_layers(model, parallel, stage)
         )
     chunk = _chunk(local, parallel, layers_per_chunk(model, parallel))

@@ -46,7 +46,9 @@ def memory_lines(memory: Memory) -> list[str]:
 def time_lines(time: IterationTime) -> list[str]:
     """Parts of an iteration's time in seconds and percent."""
     lines = [
-        f"{name:<14}{seconds:>8.3f}{100 * seconds / time.total:>6.1f}%" for name, seconds in time.parts().items() if seconds
+        f"{name:<14}{seconds:>8.3f}{100 * seconds / time.total:>6.1f}%"
+        for name, seconds in time.parts().items()
+        if seconds
     ]
     return [*lines, f"{'total':<14}{time.total:>8.3f}"]
 
@@ -64,7 +66,9 @@ def _side_by_side(*columns: list[str]) -> list[str]:
     height = max(map(len, columns))
     widths = [max(map(len, column), default=0) for column in columns]
     rows = zip(*(column + [""] * (height - len(column)) for column in columns), strict=True)
-    return ["  " + "    ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  " + "    ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
 
 
 def estimate_lines(estimate: Estimate) -> list[str]:
@@ -79,7 +83,9 @@ def estimate_lines(estimate: Estimate) -> list[str]:
 def _losses(time: IterationTime) -> str:
     parts = {name: seconds for name, seconds in time.parts().items() if name not in ("linear", "attention")}
     largest = sorted(parts.items(), key=lambda part: -part[1])[:3]
-    return ", ".join(f"{name} {100 * seconds / time.total:.0f}%" for name, seconds in largest if seconds > 0.005 * time.total)
+    return ", ".join(
+        f"{name} {100 * seconds / time.total:.0f}%" for name, seconds in largest if seconds > 0.005 * time.total
+    )
 
 
 def ranking_lines(plan: Plan, top: int) -> list[str]:
@@ -94,15 +100,18 @@ def ranking_lines(plan: Plan, top: int) -> list[str]:
             f"{number:>4} {parallel.tensor_model_parallel_size:>4}{parallel.context_parallel_size:>4}"
             f"{parallel.pipeline_model_parallel_size:>4}{parallel.virtual_pipeline_model_parallel_size or '-':>5}"
             f"{'yes' if parallel.sequence_parallel else 'no':>4}{each.data_parallel:>5}{each.microbatches:>7}  "
-            f"{recompute:<28}{each.memory.total / GIB:>5.1f}{each.time.total:>9.3f}{100 * plan.utilisation(each):>5.0f}%"
-            f"{plan.gpu_hours(each):>11,.0f}  {_losses(each.time)}"
+            f"{recompute:<28}{each.memory.total / GIB:>5.1f}{each.time.total:>9.3f}"
+            f"{100 * plan.utilisation(each):>5.0f}%{plan.gpu_hours(each):>11,.0f}  {_losses(each.time)}"
         )
     return lines
 
 
 def refusal_lines(plan: Plan, every: bool = False) -> list[str]:
     """Why layouts are refused, by kind of reason."""
-    lines = [f"refused: {len(plan.refused)} of {len(plan.refused) + len(plan.ranked)} layouts" + (":" if plan.refused else "")]
+    lines = [
+        f"refused: {len(plan.refused)} of {len(plan.refused) + len(plan.ranked)} layouts"
+        + (":" if plan.refused else "")
+    ]
     for reason, group in group_refusals(list(plan.refused)):
         lines.append(f"{len(group):>6}  {'such as: ' if len(group) > 1 else ''}{reason}")
         if every:
@@ -135,10 +144,11 @@ def head_lines(plan: Plan) -> list[str]:
         f"({packs * work.mean('video_tokens') / 1e6:.2f}M of video), {plan.needed_flops / 1e15:.1f} PFLOP needed "
         f"({100 * work.mean_needed.attention / work.mean_needed.total:.0f}% attention), "
         f"{plan.executed_flops / 1e15:.1f} with padding, {plan.encoder_flops / 1e15:.1f} in frozen encoders",
-        f"rates      {rates.linear_bf16:g} TFLOP/s in linear layers{fp8}, {rates.attention_bf16:g} in attention: {kind}",
+        f"rates      {rates.linear_bf16:g} TFLOP/s in linear layers{fp8}, {rates.attention_bf16:g} in attention: "
+        f"{kind}",
         f"           {rates.source}",
-        f"           {100 * LINK_EFFICIENCY:.0f}% of links' bandwidth and {100 * ENCODER_EFFICIENCY:.0f}% of the peak in "
-        "encoders: assumed, not measured",
+        f"           {100 * LINK_EFFICIENCY:.0f}% of links' bandwidth and {100 * ENCODER_EFFICIENCY:.0f}% of the peak "
+        "in encoders: assumed, not measured",
     ]
     unknown = Encoders.of(config.conditioning, config.precision).unknown
     if unknown:
@@ -165,9 +175,18 @@ def text_report(plan: Plan, top: int = 10, refused: bool = False) -> str:
         ]
     lines.append("")
     if plan.ranked:
-        lines += [f"the {min(top, len(plan.ranked))} fastest of {len(plan.ranked)} layouts that fit:", *ranking_lines(plan, top)]
+        lines += [
+            f"the {min(top, len(plan.ranked))} fastest of {len(plan.ranked)} layouts that fit:",
+            *ranking_lines(plan, top),
+        ]
         best = plan.ranked[0]
-        lines += ["", f"the fastest: {layout_words(best)}", *estimate_lines(best), "", f"  use it: {flags(best.parallel)}"]
+        lines += [
+            "",
+            f"the fastest: {layout_words(best)}",
+            *estimate_lines(best),
+            "",
+            f"  use it: {flags(best.parallel)}",
+        ]
     else:
         lines.append("no layout fits: use more or larger GPUs, or a smaller data.seq_length")
     return "\n".join([*lines, "", *refusal_lines(plan, refused)])
@@ -208,8 +227,8 @@ def phases_report(plans: list[Plan]) -> str:
         *lines,
         f"{'both':<14}{hours:>39,.0f} GPU-hours on {gpu.name}, by {'measured' if measured else 'assumed'} rates; the "
         f"paper gives about {PAPER_A100_HOURS:,} A100-hours",
-        "The paper tells neither its batch size, nor its sequence lengths, nor how its GPUs were used, so the two numbers "
-        "are not one experiment: this is the recipe as it stands here.",
+        "The paper tells neither its batch size, nor its sequence lengths, nor how its GPUs were used: the two numbers are "
+        "not one experiment. This one is the recipe as it stands here.",
     ])  # fmt: skip
 
 
@@ -254,9 +273,7 @@ def json_report(plan: Plan) -> dict:
         "own": one(plan.own) if plan.own else None,
         "own_refused": plan.own_refused,
         "ranked": [one(each) for each in plan.ranked],
-        "refused": [
-            {"reason": reason, "layouts": len(group)} for reason, group in group_refusals(list(plan.refused))
-        ],
+        "refused": [{"reason": reason, "layouts": len(group)} for reason, group in group_refusals(list(plan.refused))],
     }
 
 

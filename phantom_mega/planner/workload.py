@@ -160,7 +160,7 @@ def from_packs(packs: Sequence[Sequence[SampleShape]], config: RunConfig, origin
 
 
 def _shared_once(config: RunConfig, plans: Sequence[WindowPlan]) -> float:
-    """Forward FLOPs that an attention without copies is spared: shared rows read each other once, not in each window."""
+    """Forward FLOPs that attention without copies is spared: shared rows read each other once, not in each window."""
     if resolved_backend(config.parallel.attention_backend, config.precision.bf16) in GATHERED:
         return 0.0
     spared = [((np.diff(plan.cu_windows) - 1.0) * np.diff(plan.cu_shared).astype(float) ** 2).sum() for plan in plans]

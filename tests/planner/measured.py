@@ -82,7 +82,7 @@ class Storages(TorchDispatchMode):
 
 
 class OneCall(torch.autograd.Function):
-    """Attention over all windows' rows with the memory of one variable-length flash attention, and none of its values."""
+    """Attention over all windows' rows with the memory of one variable-length flash attention, not its values."""
 
     @staticmethod
     def forward(ctx, q, k, v):

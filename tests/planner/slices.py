@@ -81,9 +81,7 @@ def build(
 
 def sizes(layout: PackLayout, parity: int) -> PackSizes:
     """Counts of a pack in the blocks of one grid."""
-    return PackSizes.of(
-        layout.shapes, [layout.windows[parity].plan], layout.seq_length, layout.text_seq_length
-    )
+    return PackSizes.of(layout.shapes, [layout.windows[parity].plan], layout.seq_length, layout.text_seq_length)
 
 
 def planned(

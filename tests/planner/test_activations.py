@@ -1,4 +1,4 @@
-"""The table of what blocks keep, against what autograd keeps of the real blocks, and the peak of their backward pass."""
+"""The table of what blocks keep against what autograd keeps of real blocks, and the peak of their backward pass."""
 
 import dataclasses
 
@@ -78,7 +78,9 @@ def test_four_blocks_of_phantom_7b_at_720p_take_at_their_peak_what_the_planner_s
         **RECOMPUTED[recomputed],
     )  # fmt: skip
     layout = slices.pack(model, [LARGE], 256)
-    monkeypatch.setitem(attention.BACKENDS, "varlen", attention._gathered(lambda q, k, v, windows: OneCall.apply(q, k, v)))
+    monkeypatch.setitem(
+        attention.BACKENDS, "varlen", attention._gathered(lambda q, k, v, windows: OneCall.apply(q, k, v))
+    )
     # A fake storage lies nowhere, but is an object of its own.
     monkeypatch.setattr(torch.UntypedStorage, "data_ptr", lambda storage: storage._cdata)
     with fake_world(parallel), FakeTensorMode(allow_non_fake_inputs=True) as mode:

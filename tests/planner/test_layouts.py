@@ -1,6 +1,7 @@
 """The search over layouts: what it refuses and why, what it proposes, and in which order."""
 
 import dataclasses
+import itertools
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_the_first_is_the_simplest_of_those_as_fast_as_the_fastest(found):
     equal = [each.parallel.pipeline_model_parallel_size for each in ranked if each.time.total < 1.03 * fastest]
     assert ranked[0].parallel.pipeline_model_parallel_size == min(equal)
     steps = [each.time.total / fastest for each in ranked]
-    assert all(later > earlier / 1.031 for earlier, later in zip(steps, steps[1:]))
+    assert all(later > earlier / 1.031 for earlier, later in itertools.pairwise(steps))
 
 
 def test_refusals_name_the_field_and_are_grouped_by_kind(found):
@@ -53,7 +54,7 @@ def test_refusals_name_the_field_and_are_grouped_by_kind(found):
     assert sum(groups.values()) == len(found[1])
     reasons = " ; ".join(groups)
     for part in ("num_attention_heads=20 is not a multiple of", "num_layers=32 is not a multiple of",
-                 "train.global_batch_size=64 is not a multiple of the data-parallel size 128; the nearest is 128"):  # fmt: skip
+                 "global_batch_size=64 is not a multiple of the data-parallel size 128; the nearest is 128"):  # fmt: skip
         assert part in reasons
     assert list(groups.values()) == sorted(groups.values(), reverse=True)
 
@@ -88,7 +89,9 @@ def test_recomputing_costs_time_and_saves_memory(stage1):
     config, packs = stage1
     results = {}
     for granularity in (None, "selective", "full"):
-        here = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, recompute_granularity=granularity))
+        here = dataclasses.replace(
+            config, parallel=dataclasses.replace(config.parallel, recompute_granularity=granularity)
+        )
         results[granularity] = estimate(here, machines(), packs)
     none, selective, full = results.values()
     assert none.memory.total > selective.memory.total > full.memory.total
@@ -108,7 +111,9 @@ def test_time_follows_rates_and_the_bubble_the_schedule(stage1):
     interleaved = estimate(dataclasses.replace(config, parallel=virtual), machines(), packs).time
     assert interleaved.bubble < 0.51 * time.bubble
     twice = Machines(machines().cluster, dataclasses.replace(machines().rates, linear_bf16=2 * 465))
-    assert estimate(dataclasses.replace(config, parallel=parallel), twice, packs).time.linear == pytest.approx(time.linear / 2)
+    assert estimate(dataclasses.replace(config, parallel=parallel), twice, packs).time.linear == pytest.approx(
+        time.linear / 2
+    )
 
 
 def test_linear_layers_take_their_flops_over_the_rate(stage1):

@@ -8,10 +8,9 @@ import pytest
 import torch
 from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches
 
-from phantom_mega.config import ModelConfig, ParallelConfig, PrecisionConfig, RunConfig
+from phantom_mega.config import ParallelConfig, PrecisionConfig, RunConfig
 from phantom_mega.config_io import load_run_config
 from phantom_mega.core.build import build_model, wrap_ddp
-from phantom_mega.geometry import SampleShape
 from phantom_mega.packs import PackInputs
 from phantom_mega.planner import workload
 from phantom_mega.planner.communication import Cluster
@@ -43,7 +42,9 @@ def test_weights_gradients_and_optimizer_take_what_megatrons_buffers_take(one_ra
     chunks = build_model(SMALL, config.parallel, precision, seed=0)
     wrapped = wrap_ddp(chunks, chunks[0].config, config.parallel)
     (part,) = build_optimizer(wrapped, config).chained_optimizers
-    found = stage_memory(config, slices.sizes(slices.pack(SMALL, SHAPES, 16), 0), data_parallel=1, microbatches=1, stage=0)
+    found = stage_memory(
+        config, slices.sizes(slices.pack(SMALL, SHAPES, 16), 0), data_parallel=1, microbatches=1, stage=0
+    )
     buffers = wrapped[0].buffers
     assert sum(buffer.param_data.nbytes for buffer in buffers) == pytest.approx(found.weights, rel=0.01)
     assert sum(buffer.grad_data.nbytes for buffer in buffers) == pytest.approx(found.gradients, rel=0.01)
