@@ -227,7 +227,7 @@ def phases_report(plans: list[Plan]) -> str:
         *lines,
         f"{'both':<14}{hours:>39,.0f} GPU-hours on {gpu.name}, by {'measured' if measured else 'assumed'} rates; the "
         f"paper gives about {PAPER_A100_HOURS:,} A100-hours",
-        "The paper tells neither its batch size, nor its sequence lengths, nor how its GPUs were used: the two numbers are "
+        "The paper tells neither its batch size, nor its sequence lengths, nor how its GPUs were used: the two are "
         "not one experiment. This one is the recipe as it stands here.",
     ])  # fmt: skip
 

@@ -101,7 +101,7 @@ def dry_run(trainer: Trainer) -> int:
     trainer.say(
         f"first batch  loss {stats.loss:.4f} over {stats.num_tokens} video tokens, {flops / 1e12:.3g} TFLOP a replica, "
         f"{len(data.bad_samples)} unreadable samples on this rank\n"
-        f"measured     peak memory {memory.item():.2f} GiB a rank, {seconds:.2f} s for forward and backward with start-up\n"
+        f"measured     peak memory {memory.item():.2f} GiB a rank, forward and backward {seconds:.2f} s with start-up\n"
         "dry run: nothing was trained or written"
     )
     return 0
