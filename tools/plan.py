@@ -10,11 +10,16 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from phantom_mega.config_io import RUN, load_run_config
 from phantom_mega.errors import UserError
+
+if TYPE_CHECKING:
+    from phantom_mega.config import RunConfig
+    from phantom_mega.planner.plan import Plan
 
 EXAMPLES = """examples:
   python tools/plan.py --config stage1_256p --nodes 16 --gpu h100
@@ -70,20 +75,18 @@ def check(options: argparse.Namespace) -> None:
         raise UserError(f"--margin {options.margin} must lie in [0, 1): 0.05 leaves 5% of the memory free")
 
 
-def make(recipe: str, settings: list[str], options: argparse.Namespace):
+def make(recipe: str, config: RunConfig, options: argparse.Namespace) -> Plan:
     """The plan of one recipe.
 
     Raises:
         UserError: anything that cannot be planned.
     """
-    # Imported late: --help and typing errors answer at once.
     from phantom_mega.planner import workload
     from phantom_mega.planner.communication import Cluster
     from phantom_mega.planner.gpus import Rates, find_gpu
     from phantom_mega.planner.layouts import Machines
     from phantom_mega.planner.plan import make_plan
 
-    config = load_run_config(recipe, settings)
     gpu = find_gpu(options.gpu)
     rates = Rates.read(options.rates, gpu) if options.rates else gpu.assumed
     machines = Machines(Cluster(gpu, options.nodes, options.gpus_per_node), rates, options.margin)
@@ -102,9 +105,12 @@ def main(arguments: list[str] | None = None) -> None:
     """
     options, settings = parse(arguments)
     check(options)
+    recipes = PHASES if options.phases else [options.config]
+    configs = [load_run_config(recipe, settings) for recipe in recipes]
+    # Imported late: --help and typing errors answer at once.
     from phantom_mega.planner.report import json_report, phases_report, text_report
 
-    plans = [make(recipe, settings, options) for recipe in (PHASES if options.phases else [options.config])]
+    plans = [make(recipe, config, options) for recipe, config in zip(recipes, configs, strict=True)]
     if options.json:
         reports = [json_report(plan) for plan in plans]
         content = json.dumps(reports if options.phases else reports[0], indent=1)
