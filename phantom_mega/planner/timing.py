@@ -21,6 +21,8 @@ from phantom_mega.planner.workload import Workload
 TERA = 1e12
 # Bytes that AdamW with bf16 weights and a moving average moves for each parameter of a rank's shard.
 _UPDATE_BYTES = 38
+# Part of the time without computation in which encoders that encode ahead get work done; assumed, not measured.
+HIDDEN = 0.5
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class IterationTime:
         stragglers: waiting for the replica with the largest packs.
         gradients: exposed reduction of gradients and gathering of weights.
         optimizer: the update.
-        encoders: the frozen encoders, shared by model-parallel peers; those that encode ahead use the gaps that
-            communication, bubble, stragglers and gradients leave, and only the rest counts.
+        encoders: the frozen encoders, shared by model-parallel peers; those that encode ahead use a part of the gaps
+            that communication, bubble, stragglers and gradients leave, and only the rest counts.
         transfers: everything that is sent.
     """
 
@@ -100,7 +102,7 @@ def iteration_time(
     outside = sum(transfer.exposed for transfer in sent if transfer.name not in _INSIDE)
     encoders = encoding / (ENCODER_EFFICIENCY * cluster.gpu.peak_bf16 * TERA)
     if config.conditioning.encode_ahead:
-        encoders = max(0.0, encoders - inside - bubble - waiting - outside)
+        encoders = max(0.0, encoders - HIDDEN * (inside + bubble + waiting + outside))
     return IterationTime(
         linear=microbatches * linear,
         attention=microbatches * attention,
