@@ -37,10 +37,17 @@ def fused_on_gpu(function: Callable) -> Callable:
     compiled = torch.compile(function)
 
     @functools.wraps(function)
-    def call(first: torch.Tensor, *args):
-        return (compiled if first.is_cuda else function)(first, *args)
+    def call(*args):
+        if not _on_gpu(args[0]):
+            return function(*args)
+        # Whether a gradient is wanted, as in a checkpoint's two passes, is no reason to compile once more.
+        return compiled(*(arg.detach() if isinstance(arg, torch.Tensor) else arg for arg in args))
 
     return call
+
+
+def _on_gpu(x: torch.Tensor) -> bool:
+    return x.is_cuda
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
