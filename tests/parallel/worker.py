@@ -35,7 +35,7 @@ def own_batches(step: int) -> list:
 
 def complete_gradient_shards(wrapped: list) -> None:
     """Put the shards that reduce-scatter left on the data-parallel ranks together, in every rank's `main_grad`."""
-    group = parallel_state.get_data_parallel_group()
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     for chunk in wrapped:
         for bucket in (bucket for buffer in chunk.buffers for bucket in buffer.buckets):
             shard = bucket.grad_data.chunk(group.size())[group.rank()].clone()
@@ -79,12 +79,12 @@ class Training:
         if torch.distributed.get_rank() == 0:
             folder.mkdir()
         torch.distributed.barrier()
-        group = parallel_state.get_data_parallel_group()
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         strategy = FullyParallelSaveStrategyWrapper(TorchDistSaveShardedStrategy(), group)
         dist_checkpointing.save(self.sharded_state(loading=False), str(folder), strategy)
 
     def load(self, folder: Path) -> None:
-        group = parallel_state.get_data_parallel_group()
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         strategy = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), group)
         state = dist_checkpointing.load(self.sharded_state(loading=True), str(folder), strategy)
         for i, chunk in enumerate(self.wrapped):
