@@ -56,4 +56,4 @@ LAYOUTS: dict[int, dict[str, ParallelConfig]] = {
 }
 
 # Trained in bf16 too.
-BF16_LAYOUTS = ("dp2_overlap", "tp2_pp2_sp")
+BF16_LAYOUTS = ("dp2_overlap", "tp2_pp2_sp", "cp2_dp2_overlap")

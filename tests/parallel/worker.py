@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -31,6 +33,22 @@ def own_batches(step: int) -> list:
     """This data-parallel rank's microbatches: every dp-th of the global batch."""
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     return reference.microbatches(step)[rank::size]
+
+
+@contextlib.contextmanager
+def counted_exchanges() -> Iterator[list[float]]:
+    """Numbers that each all-to-all inside this context sends to other ranks."""
+    exchange, sent = torch.distributed.all_to_all_single, []
+
+    def counting(output, tensor, *args, group, **kwargs):
+        sent.append(tensor.numel() * (group.size() - 1) / group.size())
+        return exchange(output, tensor, *args, group=group, **kwargs)
+
+    torch.distributed.all_to_all_single = counting
+    try:
+        yield sent
+    finally:
+        torch.distributed.all_to_all_single = exchange
 
 
 def complete_gradient_shards(wrapped: list) -> None:
@@ -98,7 +116,9 @@ def train(parallel: ParallelConfig, expected: dict, folder: Path) -> dict:
     result = {"buckets": max(len(buffer.buckets) for chunk in training.wrapped for buffer in chunk.buffers)}
     result["losses"], result["norms"], result["tokens"] = [], [], []
     for step in range(reference.STEPS):
-        stats = training.backward(step)
+        with counted_exchanges() as sent:
+            stats = training.backward(step)
+        result["exchanges"], result["sent"] = len(sent), sum(sent)
         result["losses"].append(stats.loss)
         result["tokens"].append(stats.num_tokens)
         if step == 0:
