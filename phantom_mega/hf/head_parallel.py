@@ -11,7 +11,6 @@ import dataclasses
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch.distributed.nn.functional import all_to_all_single
 
 from phantom_mega.attention import Windows, window_attention
 from phantom_mega.errors import UserError
@@ -117,5 +116,8 @@ class HeadParallel:
 
     def _exchange(self, sent: torch.Tensor) -> torch.Tensor:
         """Row i of [R, ...] goes to rank i; row i of the result came from it, and so do gradients, the other way."""
+        # Imported late: a release must open where torch was built without distributed, too.
+        from torch.distributed.nn.functional import all_to_all_single
+
         received = torch.empty_like(sent, memory_format=torch.contiguous_format)
         return all_to_all_single(received, sent.contiguous(), group=self.group)
