@@ -50,9 +50,6 @@ LAYOUTS: dict[int, dict[str, ParallelConfig]] = {
         "cp2_dp2_overlap": _layout(cp=2, **_OVERLAP),
         "cp4": _layout(cp=4),
     },
-    8: {
-        "tp2_sp_cp2_pp2": _layout(tp=2, sp=True, cp=2, pp=2),
-    },
 }
 
 # Trained in bf16 too.

@@ -12,13 +12,7 @@ from tests.parallel import reference
 from tests.parallel.launch import launch
 from tests.parallel.layouts import BF16_LAYOUTS, LAYOUTS
 
-# Eight processes take most of a minute to start.
-SLOW = {8: [pytest.mark.slow]}
-CASES = [
-    pytest.param((ranks, name), id=name, marks=SLOW.get(ranks, []))
-    for ranks, layouts in LAYOUTS.items()
-    for name in layouts
-]
+CASES = [pytest.param((ranks, name), id=name) for ranks, layouts in LAYOUTS.items() for name in layouts]
 every_layout = pytest.mark.parametrize("case", CASES)
 
 
