@@ -88,6 +88,8 @@ class ParallelConfig:
 
     tensor_model_parallel_size: int = 1
     """Ranks that share each layer's matrices (attention heads and MLP columns)."""
+    context_parallel_size: int = 1
+    """Ranks that share each pack's tokens, and inside attention its heads (all-to-all); for packs too long for one."""
     pipeline_model_parallel_size: int = 1
     """Ranks that hold consecutive groups of layers."""
     virtual_pipeline_model_parallel_size: int | None = None

@@ -16,6 +16,11 @@ from megatron.core.transformer import TransformerConfig
 from phantom_mega.config import ModelConfig, ParallelConfig, PrecisionConfig
 from phantom_mega.parallel_layout import check_layout, check_world_size, layers_per_chunk
 
+# megatron's own order of ranks, from neighbours to the farthest.
+_ORDER = "tp-cp-ep-dp-pp"
+# Made by `initialize_distributed` for each layout anew.
+_replica_group: torch.distributed.ProcessGroup | None = None
+
 
 def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig) -> TransformerConfig:
     """megatron-core's configuration of this model and layout.
@@ -43,6 +48,7 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         # finalize_model_grads sums the gradients of q_layernorm and k_layernorm over the heads of all tensor ranks.
         qk_layernorm=True,
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
@@ -97,8 +103,33 @@ def initialize_distributed(parallel: ParallelConfig, seed: int = 0) -> None:
         torch.distributed.init_process_group(backend, timeout=timeout, **store)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
         distributed_timeout_minutes=max(1, round(parallel.distributed_timeout_minutes)),
+        order=_ORDER,
     )
+    _create_replica_groups(parallel, timeout)
     model_parallel_cuda_manual_seed(seed)
+
+
+def _create_replica_groups(parallel: ParallelConfig, timeout: timedelta) -> None:
+    """megatron's model-parallel groups leave context-parallel peers out; with them, groups are made here."""
+    global _replica_group
+    _replica_group = None
+    if parallel.context_parallel_size > 1:
+        generator = parallel_state.RankGenerator(
+            tp=parallel.tensor_model_parallel_size,
+            ep=1,
+            dp=parallel_state.get_data_parallel_world_size(),
+            pp=parallel.pipeline_model_parallel_size,
+            cp=parallel.context_parallel_size,
+            order=_ORDER,
+        )
+        ranks = generator.get_ranks("tp-cp-pp")
+        _replica_group, _ = torch.distributed.new_subgroups_by_enumeration(ranks, timeout=timeout)
+
+
+def replica_group() -> torch.distributed.ProcessGroup:
+    """The ranks that train on the same packs as this one: its tensor-, context- and pipeline-parallel peers."""
+    return _replica_group or parallel_state.get_model_parallel_group()

@@ -32,7 +32,7 @@ def describe(trainer: Trainer) -> str:
             f"model        {config.model.num_layers} blocks, width {config.model.hidden_size}, "
             f"{own / 1e6:.1f}M parameters on this rank",
             f"layout       {dist.get_world_size()} ranks = TP {parallel.tensor_model_parallel_size} x "
-            f"PP {parallel.pipeline_model_parallel_size} x DP {dp}"
+            f"CP {parallel.context_parallel_size} x PP {parallel.pipeline_model_parallel_size} x DP {dp}"
             + (", sequence parallel" if parallel.sequence_parallel else "")
             + (", full recompute" if parallel.recompute_granularity else ""),
             f"linears      {resolve_transformer_impl(parallel.transformer_impl)}, "

@@ -115,6 +115,7 @@ def test_unreadable_samples_are_named_counted_and_move_no_other(finished, data_s
 
 def test_dry_run_prints_the_plan_and_writes_nothing(data_set, tmp_path):
     printed = train(data_set, tmp_path / "run", "--dry-run")
+    assert "1 ranks = TP 1 x CP 1 x PP 1 x DP 1\n" in printed
     assert "first batch  loss" in printed and "peak memory" in printed and "filled to" in printed
     assert not (tmp_path / "run").exists()
 
