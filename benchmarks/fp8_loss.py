@@ -14,16 +14,15 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import logging
 import platform
 import sys
 import time
-import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-warnings.filterwarnings("ignore", module="megatron")
 
 import torch
 
@@ -221,6 +220,7 @@ def table(result: dict) -> str:
 def main() -> int:
     """Run, print, write; exit code 1 if a recipe is not within the bound, 2 for a mistake."""
     args = parse()
+    logging.getLogger("megatron").setLevel(logging.ERROR)
     try:
         initialize_distributed(ParallelConfig())
         result = measure(args)

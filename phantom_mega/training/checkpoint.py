@@ -305,10 +305,11 @@ def keep_schedule(saved: list[dict], current: list[dict]) -> None:
     """Give saved parameter groups the learning rates and weight decay of the current recipe.
 
     megatron recognizes a group by all its settings, so that a checkpoint would not load into a phase with another
-    learning rate. Groups differ in `wd_mult` and `lr_mult` alone; those pair them here.
+    learning rate. Groups differ in `wd_mult` and `lr_mult` alone; those pair them here. The step count becomes an
+    integer: torch's AdamW saves a float, which fused optimizers do not take.
 
     Args:
-        saved: groups of the checkpoint; changed in place, except their `step`.
+        saved: groups of the checkpoint; changed in place.
         current: groups of the optimizer that will read them.
     """
 
@@ -319,6 +320,8 @@ def keep_schedule(saved: list[dict], current: list[dict]) -> None:
     for group in saved:
         match = settings.get(kind(group), {})
         group.update({name: value for name, value in match.items() if name not in ("params", "step")})
+        if "step" in group:
+            group["step"] = int(group["step"])
 
 
 def check_same_model(path: Path, config: RunConfig) -> None:

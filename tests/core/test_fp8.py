@@ -1,4 +1,4 @@
-"""FP8 contexts around the blocks, on any machine: which layers they hold, and what is refused. (On a GPU: test_gpu.py.)"""
+"""FP8 contexts around the blocks, on any machine: what they hold and what is refused. (On a GPU: test_gpu_fp8.py.)"""
 
 import contextlib
 import pickle

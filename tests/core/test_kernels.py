@@ -57,9 +57,7 @@ def test_transformer_engine_in_fp8_is_told_with_its_recipe_and_its_bf16_layers()
     assert lines == [
         "linears      Transformer Engine, FP8 hybrid, tensorwise scales, bf16 in the first 1 and the last 2 blocks",
         "attention    varlen, bf16",
-        "activation   bias and GELU in one compiled kernel"
-        if torch.cuda.is_available()
-        else "activation   torch",
+        "activation   bias and GELU in one compiled kernel" if torch.cuda.is_available() else "activation   torch",
         "weight grads added to fp32 by the GEMM that computes them (Transformer Engine)",
         "grad norm    Transformer Engine",
         "optimizer    Transformer Engine FusedAdam",
