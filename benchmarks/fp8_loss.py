@@ -29,6 +29,7 @@ import torch
 from benchmarks.fp8_emulation import emulate
 from phantom_mega.config import ModelConfig, OptimizerConfig, ParallelConfig, PrecisionConfig, RunConfig, TrainConfig
 from phantom_mega.core.build import build_model, wrap_ddp
+from phantom_mega.core.fp8 import require_fp8
 from phantom_mega.core.parallel_config import initialize_distributed
 from phantom_mega.core.schedule import forward_backward
 from phantom_mega.errors import UserError
@@ -177,6 +178,8 @@ def measure(args: argparse.Namespace) -> dict:
     for recipe in args.recipes:
         fp8 = bf16 if args.emulate else PrecisionConfig(bf16=True, fp8=args.fp8, fp8_recipe=recipe)
         runs[recipe] = (fp8, recipe if args.emulate else None)
+    for precision, _ in runs.values():
+        require_fp8(precision)
     clips = make_clips(run_config(args, bf16).model, torch.Generator().manual_seed(args.seed))
     curves, seconds, parameters = {}, {}, 0
     for name, (precision, emulated) in runs.items():
@@ -225,7 +228,7 @@ def main() -> int:
         initialize_distributed(ParallelConfig())
         result = measure(args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}" + ("" if args.emulate else ", or --emulate"), file=sys.stderr)
         return 2
     print(table(result))
     if args.json:
