@@ -107,7 +107,8 @@ class ParallelConfig:
     transformer_impl: str = "auto"
     """`local` (megatron-core's linears), `transformer_engine`, or `auto`: the latter where a GPU and TE are there."""
     attention_backend: str = "auto"
-    """`sdpa` (a call per window), `varlen` (torch's flash), `te` (Transformer Engine thd); `auto` picks by device."""
+    """`sdpa` (a call per window), `varlen` (torch's flash), `te` (Transformer Engine thd), `merged` and `merged_cudnn`
+    (flash or cuDNN without copies of shared keys); `auto` picks by device."""
     distributed_timeout_minutes: float = 10.0
     """Minutes without progress (a step, a save, a collective) after which ranks dump their stacks and the job ends."""
 
@@ -232,6 +233,9 @@ class ConditioningConfig:
     """open_clip pretrained tag or checkpoint file for `vision_encoder`."""
     clip_tokens: int = 16
     """Patch tokens of the vision tower per reference (checked against the loaded tower)."""
+    encode_ahead: bool = True
+    """Encode the next iteration's packs while this one trains (on a GPU: on a stream of its own); false encodes at the
+    start of the step, when no activations are held, which needs less memory."""
     cached_features: str | None = None
     """Folder written by tools/cache_features.py; encoders are then not loaded."""
 
