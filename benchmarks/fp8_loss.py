@@ -146,7 +146,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--hidden-size", type=int, default=256, help="width, a multiple of 128 (default: 256)")
     parser.add_argument("--recipes", nargs="+", choices=FP8_RECIPES, default=FP8_RECIPES, help="default: all")
     parser.add_argument("--fp8", choices=FP8_FORMATS, default="hybrid", help="format of all recipes (default: hybrid)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate after 20 steps (default: 1e-3)")
+    parser.add_argument("--lr", type=float, default=3e-4, help="learning rate after 20 steps (default: 3e-4)")
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--json", type=Path, help="write all numbers and curves here")
     return parser.parse_args()

@@ -106,8 +106,10 @@ def _te_module(heads: int, head_dim: int):
 
 def _te(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, windows: Windows) -> torch.Tensor:
     """Transformer Engine's attention over packed sequences, in bf16 also where the linears are in FP8."""
-    import transformer_engine.pytorch as te
-
+    try:
+        import transformer_engine.pytorch as te
+    except ImportError:
+        raise UserError("attention_backend=te needs Transformer Engine (extra `te`); use varlen") from None
     cu, longest = windows.cu_seqlens, windows.max_seqlen
     # One module serves all layers: under an open FP8 context it would keep scales, and mix those of all layers.
     with te.autocast(enabled=False):

@@ -11,9 +11,11 @@ from megatron.core.fusions.fused_bias_gelu import bias_gelu_impl
 from megatron.core.optimizer import clip_grads
 
 from phantom_mega.config import ModelConfig, ParallelConfig, PrecisionConfig
+from phantom_mega.core import fused_libraries
 from phantom_mega.core.fused_libraries import FusedLibraries
 from phantom_mega.core.kernels import kernel_lines
 from phantom_mega.core.parallel_config import transformer_config
+from phantom_mega.core.specs import fuses_weight_gradients
 
 LIBRARIES = f"libraries    torch {torch.__version__}, megatron-core 0.19.2"
 
@@ -81,6 +83,17 @@ def test_apex_serves_the_linears_of_megatron_core():
         "grad norm    apex",
         "optimizer    apex FusedAdam",
     ]
+
+
+def test_only_bf16_gradients_are_added_by_a_gemm_and_only_where_one_is_there(monkeypatch):
+    # Only their fp32 buffers differ in type from the gradients; buffers of fp32 runs gain nothing.
+    found = {"apex": FusedLibraries(apex_weight_gradient=True), "": FusedLibraries(apex_multi_tensor=True)}
+    for name, libraries in found.items():
+        monkeypatch.setattr(fused_libraries, "find", lambda libraries=libraries: libraries)
+        assert [fuses_weight_gradients("local", bf16) for bf16 in (True, False)] == [name == "apex", False]
+    monkeypatch.setattr(fused_libraries, "find", lambda: FusedLibraries(transformer_engine="2.20.2"))
+    assert [fuses_weight_gradients("auto", bf16) for bf16 in (True, False)] == [True, False]
+    assert not fuses_weight_gradients("local", True)
 
 
 # What the registry's `apex` and an engine for another CUDA do to whoever imports them.
