@@ -76,9 +76,9 @@ def test_a_curve_that_leaves_the_bound_anywhere_fails():
 
 
 def test_one_command_trains_every_recipe_and_tells_that_it_was_emulated(tmp_path):
-    options = "--emulate --steps 4 --lr 3e-3 --num-layers 1 --hidden-size 128 --json".split()
+    options = ["--emulate", "--steps=4", "--lr=3e-3", "--num-layers=1", "--hidden-size=128"]
     done = subprocess.run(
-        [sys.executable, "benchmarks/fp8_loss.py", *options, str(tmp_path / "fp8.json")],
+        [sys.executable, "benchmarks/fp8_loss.py", *options, f"--json={tmp_path}/fp8.json"],
         cwd=REPOSITORY,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
