@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from megatron.core.tensor_parallel import checkpoint
 from megatron.core.transformer import MegatronModule, TransformerConfig
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from torch import nn
 
 from phantom_mega.attention import Windows
+from phantom_mega.core import fp8
 from phantom_mega.core.specs import DualStreamBlockSubmodules, StreamBlockSubmodules
 from phantom_mega.hf.transformer_phantom import RMSNorm, modulate
 from phantom_mega.rope import apply_rope
@@ -151,10 +151,16 @@ class Blocks(MegatronModule):
         inputs: BlockInputs,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `DualStreamBlock`; the first `recompute_num_layers` blocks keep only their inputs until backward."""
-        for i, block in enumerate(self.children()):
-            args = (visual, text, base_visual, base_text)
-            if i < self.recomputed and torch.is_grad_enabled():
-                visual, text = checkpoint(lambda *tensors, block=block: block(*tensors, inputs), False, *args)
-            else:
-                visual, text = block(*args, inputs)
+        with fp8.stage_context(self.config):
+            for i, (layer, block) in enumerate(self.named_children()):
+
+                def run(*tensors: torch.Tensor, layer: str = layer, block: DualStreamBlock = block):
+                    with fp8.block_context(self.config, int(layer)):
+                        return block(*tensors, inputs)
+
+                args = (visual, text, base_visual, base_text)
+                if i < self.recomputed and torch.is_grad_enabled():
+                    visual, text = fp8.checkpoint(self.config, run, *args)
+                else:
+                    visual, text = run(*args)
         return visual, text

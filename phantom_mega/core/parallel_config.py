@@ -14,7 +14,9 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from megatron.core.transformer import TransformerConfig
 
 from phantom_mega.config import ModelConfig, ParallelConfig, PrecisionConfig
+from phantom_mega.core.specs import fuses_weight_gradients
 from phantom_mega.parallel_layout import check_layout, check_world_size, layers_per_chunk
+from phantom_mega.precision import check_precision
 
 # megatron's own order of ranks, from neighbours to the farthest.
 _ORDER = "tp-cp-ep-dp-pp"
@@ -26,9 +28,10 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
     """megatron-core's configuration of this model and layout.
 
     Raises:
-        UserError: the layout cannot be built (`check_layout`).
+        UserError: the layout cannot be built (`check_layout`), or not in this precision (`check_precision`).
     """
     check_layout(model, parallel)
+    check_precision(precision, model, parallel)
     dtype = torch.bfloat16 if precision.bf16 else torch.float32
     interleaved = parallel.virtual_pipeline_model_parallel_size is not None
     recompute = {}
@@ -41,7 +44,7 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         num_attention_heads=model.num_attention_heads,
         ffn_hidden_size=model.ffn_hidden_size,
         layernorm_epsilon=model.norm_epsilon,
-        activation_func=functools.partial(F.gelu, approximate="tanh"),
+        **_activation(),
         add_bias_linear=True,
         hidden_dropout=0.0,
         attention_dropout=0.0,
@@ -59,18 +62,39 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         perform_initialization=False,
         # Sums over tokens, divided once by the tokens of the whole global batch: the same loss at every layout.
         calculate_per_token_loss=True,
-        # The fused kernels of these two belong to apex or to attention that is not used here.
-        gradient_accumulation_fusion=False,
+        gradient_accumulation_fusion=fuses_weight_gradients(parallel.transformer_impl, precision.bf16),
+        # Belongs to attention that is not used here.
         masked_softmax_fusion=False,
         # With megatron's defaults (the opposite of both) the interleaved schedule computes wrong gradients silently.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
         deallocate_pipeline_outputs=True,
         **recompute,
+        **(_fp8(precision) if precision.fp8 else {}),
     )
     # Not a field of TransformerConfig: finalize_model_grads looks for it before it sums `pipeline_parallel` gradients.
     config.has_cond_embedder = True
     return config
+
+
+def _activation() -> dict:
+    """The MLP's tanh-approximated GELU; on a GPU with the bias in one compiled kernel.
+
+    megatron's fused bias and GELU is the approximation too, but chosen by the name of the exact one: the two fields
+    belong together (megatron/core/fusions/fused_bias_gelu.py).
+    """
+    if torch.cuda.is_available():
+        return dict(activation_func=F.gelu, bias_activation_fusion=True)
+    return dict(activation_func=functools.partial(F.gelu, approximate="tanh"))
+
+
+def _fp8(precision: PrecisionConfig) -> dict:
+    """megatron-core's fields of FP8. Attention and stored parameters stay in bf16."""
+    names = (
+        "fp8", "fp8_recipe", "fp8_margin", "fp8_amax_history_len", "fp8_amax_compute_algo",
+        "first_last_layers_bf16", "num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16",
+    )  # fmt: skip
+    return {name: getattr(precision, name) for name in names}
 
 
 def ddp_config(parallel: ParallelConfig, precision: PrecisionConfig) -> DistributedDataParallelConfig:
