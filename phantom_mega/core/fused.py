@@ -37,10 +37,22 @@ def fused_on_gpu(function: Callable) -> Callable:
     compiled = torch.compile(function)
 
     @functools.wraps(function)
-    def call(first: torch.Tensor, *args):
-        return (compiled if first.is_cuda else function)(first, *args)
+    def call(*args):
+        if not _on_gpu(args[0]):
+            return function(*args)
+        # Whether a gradient is wanted, as in a checkpoint's two passes, is no reason to compile once more.
+        return compiled(*(arg.detach() if isinstance(arg, torch.Tensor) else arg for arg in args))
 
     return call
+
+
+def _on_gpu(x: torch.Tensor) -> bool:
+    return x.is_cuda
+
+
+def implementation() -> str:
+    """What serves these operations on this machine, in words."""
+    return "torch.compile" if torch.cuda.is_available() and not torch._dynamo.config.disable else "torch"
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
@@ -54,7 +66,7 @@ def sums_of_samples(sample: torch.Tensor, samples: int, *values: torch.Tensor) -
 
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a @ b, summed in float32 and rounded once (torch lets a GPU add partial sums of half-precision products in it)."""
+    """a @ b, summed in float32 and rounded once (by itself a GPU may add partial sums in half precision)."""
     if b.is_cuda and b.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(a, b, out_dtype=torch.float32).to(b.dtype)
     return a @ b

@@ -1,28 +1,29 @@
 """One dual-stream block on tensor-parallel linears: what `hf.transformer_phantom.DualStreamBlock` is in plain PyTorch.
 
-S: visual tokens, L: text-stream tokens, N: heads, D: head dim, C: model width, B: samples. With sequence parallelism a
-rank holds S/tp and L/tp tokens between the linears and all tokens of N/tp heads inside attention, so a window is always
-whole on every rank.
+S: visual tokens, L: text-stream tokens, N: heads, D: head dim, C: model width, B: samples. With context parallelism a
+rank has 1/cp of a pack's tokens, with sequence parallelism 1/tp of these between the linears. Inside attention it has
+all tokens of N/(tp cp) heads, so a window is always whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from megatron.core.tensor_parallel import checkpoint
 from megatron.core.transformer import MegatronModule, TransformerConfig
 from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from torch import nn
 
 from phantom_mega.attention import Windows
+from phantom_mega.core import fp8
 from phantom_mega.core.fused import bias_gelu, gated_residual, head_norm, modulated_layer_norm
 from phantom_mega.core.offload import ActivationOffload
 from phantom_mega.core.recompute import dropped
 from phantom_mega.core.specs import DualStreamBlockSubmodules, StreamBlockSubmodules
-from phantom_mega.hf.transformer_phantom import RMSNorm, joint_attention
+from phantom_mega.hf.transformer_phantom import RMSNorm
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,16 @@ class BlockInputs:
     """What every block of a pack reads beside the two streams.
 
     Attributes:
-        visual_sample: int64 [S or S/tp], sample of each visual token of this rank.
-        text_sample: int64 [L or L/tp], the same for the text stream.
-        windows: the plain and the shifted grid.
-        backend: a resolved name of `attention.BACKENDS`.
+        visual_sample: int64 [visual tokens between linears], sample of each visual token of this rank.
+        text_sample: int64 [text tokens between linears], the same for the text stream.
+        windows: the plain and the shifted grid of the whole pack, with rotations of this rank's [S/cp] tokens.
+        attend: from (q, k, v) of both streams and the windows to both outputs (`context_parallel.attention`).
     """
 
     visual_sample: torch.Tensor
     text_sample: torch.Tensor
     windows: tuple[Windows, Windows]
-    backend: str
+    attend: Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 def recomputed_modules(config: TransformerConfig) -> tuple[str, ...]:
@@ -150,7 +151,7 @@ class StreamBlock(MegatronModule):
         """Gated residuals of attention output [all tokens, local heads, D] and of the MLP."""
         x = gated_residual(x, *self.linear_proj(attended.flatten(1)), modulation[2], sample)
         if "mlp" in self.recomputed and torch.is_grad_enabled():
-            return checkpoint(self._mlp, False, x, *modulation[3:], sample)
+            return fp8.checkpoint(self.config, self._mlp, x, *modulation[3:], sample)
         return self._mlp(x, *modulation[3:], sample)
 
     def _mlp(self, x, shift, scale, gate, sample) -> torch.Tensor:
@@ -179,7 +180,7 @@ class DualStreamBlock(MegatronModule):
         base_text: torch.Tensor,
         inputs: BlockInputs,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """visual [S or S/tp, C], text [L or L/tp, C] -> the same shapes. `base_*` [B, 6, C]."""
+        """visual [this rank's visual tokens, C], text [its text tokens, C] -> the same shapes. `base_*` [B, 6, C]."""
         windows = inputs.windows[self.parity]
         mod_visual, mod_text = self.visual.modulation(base_visual), self.text.modulation(base_text)
         qkv = (
@@ -188,10 +189,10 @@ class DualStreamBlock(MegatronModule):
         )
 
         def attend(*qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return joint_attention(qkv[:3], qkv[3:], windows, inputs.backend)
+            return inputs.attend(qkv[:3], qkv[3:], windows)
 
         if "core_attn" in self.visual.recomputed and torch.is_grad_enabled():
-            attended_visual, attended_text = checkpoint(attend, False, *qkv)
+            attended_visual, attended_text = fp8.checkpoint(self.config, attend, *qkv)
         else:
             attended_visual, attended_text = attend(*qkv)
         visual = self.visual.finish(visual, attended_visual, mod_visual, inputs.visual_sample)
@@ -228,15 +229,21 @@ class Blocks(MegatronModule):
         """
         grad = torch.is_grad_enabled()
         offload = ActivationOffload(self, inputs) if grad and self.offloaded else None
-        for i, block in enumerate(self.children()):
-            args = (visual, text, base_visual, base_text)
-            with offload.block() if offload and i < self.offloaded else nullcontext():
-                if grad and i < self.recomputed:
-                    visual, text = checkpoint(lambda *tensors, block=block: block(*tensors, inputs), False, *args)
-                else:
-                    visual, text = block(*args, inputs)
-            if offload:
-                offload.computed(visual)
+        with fp8.stage_context(self.config):
+            for i, (layer, block) in enumerate(self.named_children()):
+
+                def run(*tensors: torch.Tensor, layer: str = layer, block: DualStreamBlock = block):
+                    with fp8.block_context(self.config, int(layer)):
+                        return block(*tensors, inputs)
+
+                args = (visual, text, base_visual, base_text)
+                with offload.block() if offload and i < self.offloaded else nullcontext():
+                    if grad and i < self.recomputed:
+                        visual, text = fp8.checkpoint(self.config, run, *args)
+                    else:
+                        visual, text = run(*args)
+                if offload:
+                    offload.computed(visual)
         if offload:
             offload.finish()
         return visual, text

@@ -162,6 +162,19 @@ def test_packs_of_all_sizes_share_a_few_graphs_without_breaks():
     assert len(counters) == len(COMPILED) + 3
 
 
+def test_inputs_with_and_without_gradient_share_a_graph(monkeypatch):
+    counter, compile_ = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend=counter))
+    monkeypatch.setattr(fused, "_on_gpu", lambda x: True)
+    function = fused.fused_on_gpu(fused._gated.__wrapped__)
+    args = arguments("gated_residual", torch.float32)
+    with torch.no_grad():
+        expected = fused._gated.__wrapped__(*args)
+        for inputs in (args, [arg.detach() for arg in args]):
+            torch.testing.assert_close(function(*inputs), expected)
+    assert counter.frame_count == 1
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_code_equals_what_is_compiled(monkeypatch):
     # Building the headers takes longer than this one function.

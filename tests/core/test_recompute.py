@@ -1,5 +1,7 @@
 """Selective recompute and activation offload: the same numbers to the bit, less memory, copies back one block ahead."""
 
+import functools
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from phantom_mega.core.fused import modulated_layer_norm
 from phantom_mega.core.layers import BlockInputs
 from phantom_mega.core.recompute import dropped
 from phantom_mega.geometry import SampleShape
+from phantom_mega.hf.transformer_phantom import joint_attention
 from phantom_mega.packs import PackInputs, PackLayout
 from phantom_mega.parallel_layout import RECOMPUTE_MODULES
 from phantom_mega.windows import WindowSpec
@@ -71,7 +74,8 @@ def kept_by_a_block(**fields) -> tuple[int, int]:
     """Bytes on the device and in host memory that a bf16 block keeps, both streams; without its input and output."""
     (chunk,) = build_model(MODEL, ParallelConfig(**fields), PrecisionConfig(bf16=True), seed=3)
     layout = PackLayout.build([SampleShape(8, 8, 8, 0, L, 0)], WindowSpec(0), MODEL.rope_axes_dim, 1e4, S, L)
-    inputs = BlockInputs(layout.visual_sample, layout.text_sample, layout.windows, "sdpa")
+    attend = functools.partial(joint_attention, backend="sdpa")
+    inputs = BlockInputs(layout.visual_sample, layout.text_sample, layout.windows, attend)
     draw = lambda *size: torch.randn(*size, dtype=torch.bfloat16, requires_grad=True)  # noqa: E731
     args = (draw(S, C), draw(L, C), draw(1, 6, C), draw(1, 6, C), inputs)
     del chunk.blocks._modules["1"]
