@@ -173,11 +173,6 @@ class DiffusersPeer(MegatronModule):
         self.transformer.load_state_dict(copies, assign=True)
         for name, param in self.transformer.named_parameters():
             param.requires_grad_(name not in idle)
-        # By kernel, each made once: compiled blocks are bound to the very object.
-        self.processors = {None: HunyuanVideoAttnProcessor2_0()}
-        for kernel, backend in _KERNELS.items():
-            self.processors[kernel] = Unmasked()
-            self.processors[kernel]._attention_backend = backend
         # By compiler; all share the parameters. A dict, so that they are not registered twice.
         self.lists = {None: self.transformer.transformer_blocks}
 
@@ -193,7 +188,9 @@ class DiffusersPeer(MegatronModule):
         """
         plain = self.lists[None]
         self.transformer.transformer_blocks = plain
-        self.transformer.set_attn_processor(self.processors[kernel])
+        processor = HunyuanVideoAttnProcessor2_0() if kernel is None else Unmasked()
+        processor._attention_backend = _KERNELS.get(kernel)
+        self.transformer.set_attn_processor(processor)
         if compiler not in self.lists:
             self.lists[compiler] = nn.ModuleList(
                 torch.compile(block, backend=compiler, dynamic=False) for block in plain

@@ -13,6 +13,10 @@ pytestmark = pytest.mark.usefixtures("single_rank")
 CPU = torch.device("cpu")
 
 
+def moments(engine) -> list[torch.Tensor]:
+    return [v for p in engine.optimizer.chained_optimizers for s in p.optimizer.state.values() for v in s.values()]
+
+
 def steps(weights, monkeypatch, bf16: bool, parked: bool) -> list[torch.Tensor]:
     """Weights after two steps, with a wait between them."""
     # Small pieces: tensors lie across several.
@@ -25,12 +29,12 @@ def steps(weights, monkeypatch, bf16: bool, parked: bool) -> list[torch.Tensor]:
             for _ in range(2):
                 engine.park()
                 held = [*engine.chunk.parameters(), *(b.grad_data for b in engine.wrapped[0].buffers)]
+                held += moments(engine)
                 assert sum(tensor.untyped_storage().nbytes() for tensor in held) == 0
                 engine.unpark()
         marks = engine.step(data, Clock(CPU))
         assert marks == sorted(marks) and len(marks) == 3
-    states = [v for p in engine.optimizer.chained_optimizers for s in p.optimizer.state.values() for v in s.values()]
-    return [param.detach().clone() for param in engine.chunk.parameters()] + states
+    return [tensor.detach().clone() for tensor in (*engine.chunk.parameters(), *moments(engine))]
 
 
 @pytest.mark.parametrize("bf16", [False, True])

@@ -78,6 +78,22 @@ def test_after_its_time_nothing_more_is_begun():
 
 
 @pytest.mark.usefixtures("single_rank")
+def test_what_was_timed_before_the_time_was_over_is_kept(monkeypatch):
+    def measure(self, *arguments):
+        original(self, *arguments)
+        self.settings.deadline.end = 0.0
+
+    original = StepBenchmark._time
+    monkeypatch.setattr(StepBenchmark, "_time", measure)
+    benchmark = step_benchmark("ours_full", "ours_windows")
+    benchmark.prepare()
+    benchmark.measure()
+    first, second = benchmark.results
+    assert (first.problem, len(first.step)) == (None, 1) and first.median
+    assert second.problem == "not run: out of time (--budget-seconds)" and second.step == []
+
+
+@pytest.mark.usefixtures("single_rank")
 def test_full_attention_and_windows_need_the_same_flops_in_their_linears():
     benchmark = step_benchmark("ours_full", "ours_windows")
     benchmark.prepare()

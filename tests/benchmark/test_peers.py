@@ -75,6 +75,9 @@ def test_nothing_is_compiled_anew_when_cases_take_turns(peer):
         for kernel, compiler in ways:
             peer.chunk.configure(kernel, compiler)
             peer.forward(inputs)
+        peer.chunk.configure(None, "eager")
+        with pytest.raises(RuntimeError, match="recompile"):
+            peer.forward(batch(13, 1)[0])
 
 
 def test_gradients_are_the_same_and_those_of_the_adaln_sum_to_ours(single_rank, weights):
@@ -99,6 +102,7 @@ def test_gradients_are_the_same_and_those_of_the_adaln_sum_to_ours(single_rank, 
 
 
 def test_what_nothing_reads_is_not_trained(peer):
+    peer.chunk.configure(None, None)
     frozen = {name for name, param in peer.chunk.transformer.named_parameters() if not param.requires_grad}
     last = f"transformer_blocks.{MODEL.num_layers - 1}."
     parts = ("attn.to_add_out", "ff_context")
