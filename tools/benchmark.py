@@ -33,6 +33,7 @@ from phantom_mega.benchmark.steps import StepSettings, choose_cases
 from phantom_mega.benchmark.workload import FULL, SMALL, check_frames
 from phantom_mega.core.specs import TRANSFORMER_IMPLS
 from phantom_mega.errors import UserError
+from phantom_mega.precision import FP8_RECIPES
 
 
 def parse() -> argparse.Namespace:
@@ -51,7 +52,7 @@ def parse() -> argparse.Namespace:
     add("--attention-backend", **backends, help=f"of our cases with windows: {names} [{FASTEST}]")
     add("--full-backend", **backends, help=f"of our case with full attention, likewise [{FASTEST}]")
     add("--transformer-impl", default="auto", choices=TRANSFORMER_IMPLS, help="linears of ours [auto]")
-    add("--fp8-recipe", help="precision.fp8_recipe of the FP8 case [the configuration's default]")
+    add("--fp8-recipe", choices=FP8_RECIPES, help="of the FP8 case [the configuration's default]")
     add("--compile-backend", help="of torch.compile [inductor; small: eager, which compiles nothing]")
     add("--budget-seconds", type=float, default=540.0, help="begin nothing more after this time; 0: never stop [540]")
     add("--json", type=Path, metavar="PATH", help="write the report as JSON; tools/plan.py --rates reads it")

@@ -18,7 +18,6 @@ from phantom_mega.core.build import build_model, wrap_ddp
 from phantom_mega.core.convert import load_hf
 from phantom_mega.core.parallel_config import transformer_config
 from phantom_mega.core.schedule import Microbatch, forward_backward
-from phantom_mega.errors import UserError
 from phantom_mega.packs import PackInputs
 from phantom_mega.training.optimizer import apply_update, build_optimizer, gradient_norm
 
@@ -150,16 +149,9 @@ def peer(
 
 
 def fp8_precision(recipe: str | None) -> PrecisionConfig:
-    """BF16 with linears in FP8.
-
-    Raises:
-        UserError: this version has no such setting.
-    """
-    fields = {field.name for field in dataclasses.fields(PrecisionConfig)}
-    if "fp8" not in fields:
-        raise UserError("this version has no precision.fp8")
-    settings = {"fp8": "hybrid"} | ({"fp8_recipe": recipe} if recipe and "fp8_recipe" in fields else {})
-    return PrecisionConfig(bf16=True, **settings)
+    """BF16 with the blocks' linears in FP8; None takes the configuration's recipe."""
+    precision = PrecisionConfig(bf16=True, fp8="hybrid")
+    return dataclasses.replace(precision, fp8_recipe=recipe) if recipe else precision
 
 
 def _run_config(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig) -> RunConfig:

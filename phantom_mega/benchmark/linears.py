@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 
 import torch
 
 from phantom_mega.benchmark.engines import Engine
 from phantom_mega.benchmark.timing import Clock, Spread
+from phantom_mega.core import fp8
 
 
 @dataclass
@@ -57,7 +57,7 @@ def measure_linears(engine: Engine, precision: str, tokens: int, iters: int, war
     def work() -> None:
         for (linear, _, _), x, grad in zip(linears, inputs, grads, strict=True):
             x.grad = None
-            with _precision(config, precision):
+            with fp8.stage_context(config), fp8.block_context(config, 0):
                 out, _ = linear(x)
             out.backward(grad)
 
@@ -66,14 +66,3 @@ def measure_linears(engine: Engine, precision: str, tokens: int, iters: int, war
     result = LinearResult(precision, tokens, 6.0 * tokens * sum(inside * out for _, inside, out in linears))
     result.times = [clock.time(work) for _ in range(iters)]
     return result
-
-
-@contextlib.contextmanager
-def _precision(config, precision: str):
-    if precision != "fp8":
-        yield
-        return
-    from phantom_mega.core import fp8
-
-    with fp8.stage_context(config), fp8.block_context(config, 0):
-        yield

@@ -7,7 +7,6 @@ from phantom_mega.benchmark import engines
 from phantom_mega.benchmark.timing import Clock
 from phantom_mega.benchmark.workload import SMALL, layout_of, microbatch
 from phantom_mega.config import ParallelConfig, PrecisionConfig
-from phantom_mega.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("single_rank")
 CPU = torch.device("cpu")
@@ -44,10 +43,7 @@ def test_a_parked_model_takes_no_memory_and_its_next_step_is_the_same(weights, m
     assert all(torch.equal(a, b) for a, b in zip(straight, waited))
 
 
-def test_fp8_is_asked_for_with_its_recipe_or_refused():
-    try:
-        precision = engines.fp8_precision("delayed")
-    except UserError as error:
-        assert "precision.fp8" in str(error)
-        return
+def test_fp8_is_asked_for_with_its_recipe_or_the_configurations():
+    precision = engines.fp8_precision("delayed")
     assert (precision.bf16, precision.fp8, precision.fp8_recipe) == (True, "hybrid", "delayed")
+    assert engines.fp8_precision(None).fp8_recipe == PrecisionConfig().fp8_recipe
