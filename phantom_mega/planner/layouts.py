@@ -23,6 +23,7 @@ from phantom_mega.planner.gpus import Rates
 from phantom_mega.planner.memory import GIB, Memory, peak_memory
 from phantom_mega.planner.timing import IterationTime, iteration_time
 from phantom_mega.planner.workload import Workload
+from phantom_mega.precision import check_precision
 
 # What may be recomputed, from nothing to all; `full` then takes as few layers as fit.
 _SELECTIVE = ([], ["layernorm", "mlp_act", "core_attn"], ["layernorm", "mlp"], ["layernorm", "mlp", "core_attn"])
@@ -89,6 +90,7 @@ def replicas(config: RunConfig, world_size: int) -> tuple[int, int]:
     """
     parallel, size = config.parallel, config.train.global_batch_size
     check_layout(config.model, parallel, config.data, world_size)
+    check_precision(config.precision, config.model, parallel, config.data)
     model_parallel = (
         parallel.tensor_model_parallel_size * parallel.context_parallel_size * parallel.pipeline_model_parallel_size
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from phantom_mega.config import ModelConfig, ParallelConfig, PrecisionConfig
+from phantom_mega.core.context_parallel import attention
 from phantom_mega.core.layers import BlockInputs, Blocks
 from phantom_mega.core.parallel_config import transformer_config
 from phantom_mega.core.specs import block_spec
@@ -54,7 +55,8 @@ def build(
     """Blocks for a pack; call it, and them, inside of `mode` where they are fake."""
     dtype, C = torch.bfloat16 if precision.bf16 else torch.float32, model.hidden_size
     device = "cuda" if torch.cuda.is_available() and mode is None else "cpu"
-    ranks = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
+    cp = parallel.context_parallel_size
+    ranks = cp * (parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1)
     torch.set_default_dtype(dtype)  # what megatron's linears do not get from their configuration
     try:
         config = transformer_config(model, parallel, precision)
@@ -63,17 +65,17 @@ def build(
     finally:
         torch.set_default_dtype(torch.float32)
     take = mode.from_tensor if mode else lambda tensor: tensor
-    windows = tuple(
-        dataclasses.replace(
-            grid, **{name: take(value) for name, value in vars(grid).items() if isinstance(value, torch.Tensor)}
-        )
-        for grid in layout.windows
-    )
+    windows = []
+    for grid in layout.windows:
+        arrays = {name: take(value) for name, value in vars(grid).items() if isinstance(value, torch.Tensor)}
+        for name in ("cos", "sin"):  # of this context-parallel rank's tokens
+            arrays[name] = arrays[name][: layout.seq_length // cp]
+        windows.append(dataclasses.replace(grid, **arrays))
     counts = [layout.seq_length // ranks, layout.text_seq_length // ranks]
     samples = [take(tensor)[:n] for tensor, n in zip((layout.visual_sample, layout.text_sample), counts, strict=True)]
     draw = lambda *size: torch.randn(*size, dtype=dtype, device=device, requires_grad=True)  # noqa: E731
     streams, bases = [draw(n, C) for n in counts], [draw(len(layout.shapes), 6, C) for _ in range(2)]
-    inputs = BlockInputs(*samples, windows, parallel.attention_backend)
+    inputs = BlockInputs(*samples, tuple(windows), attention(layout, config, parallel.attention_backend))
     arrays = [value for grid in windows for value in vars(grid).values() if isinstance(value, torch.Tensor)]
     resident = [*blocks.parameters(), *streams, *bases, *samples, *arrays]
     return Slice(blocks, tuple(streams), (*streams, *bases, inputs), resident)
