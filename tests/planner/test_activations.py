@@ -75,17 +75,22 @@ def test_so_do_the_ranks_of_tensor_and_context_parallel_blocks(fake_world, tp, c
 
 
 @pytest.mark.parametrize(
-    "tp, recomputed", [(1, "nothing"), (4, "nothing"), (4, "default"), (4, "mlp"), (4, "most"), (2, "attention")]
+    "tp, cp, recomputed",
+    [(1, 1, "nothing"), (4, 1, "default"), (4, 1, "most"), (1, 4, "nothing"), (1, 4, "mlp"), (2, 2, "attention")],
 )
 def test_four_blocks_of_phantom_7b_at_720p_take_at_their_peak_what_the_planner_says(
-    fake_world, monkeypatch, tp, recomputed
+    fake_world, monkeypatch, tp, cp, recomputed
 ):
     """The real blocks at their real size, as tensors without data; fused functions and attention as one kernel each."""
     model = dataclasses.replace(load_run_config("model/phantom_7b").model, num_layers=4)
     parallel = ParallelConfig(
-        tensor_model_parallel_size=tp, sequence_parallel=tp > 1, attention_backend="varlen", transformer_impl="local",
+        tensor_model_parallel_size=tp,
+        context_parallel_size=cp,
+        sequence_parallel=tp > 1,
+        attention_backend="varlen",
+        transformer_impl="local",
         **RECOMPUTED[recomputed],
-    )  # fmt: skip
+    )
     layout = slices.pack(model, [LARGE], 256)
     monkeypatch.setitem(
         attention.BACKENDS, "varlen", attention._gathered(lambda q, k, v, windows: OneCall.apply(q, k, v))

@@ -10,7 +10,7 @@ from phantom_mega.planner.communication import Cluster, transfers
 from phantom_mega.planner.gpus import LINK_EFFICIENCY, find_gpu
 from tests.planner import slices
 from tests.planner.measured import Storages
-from tests.planner.test_activations import BF16, SHAPES, SMALL
+from tests.planner.test_activations import BF16, HEADS, SHAPES, SMALL
 
 H100 = find_gpu("h100")
 
@@ -61,13 +61,22 @@ def test_overlapped_reduction_is_exposed_only_beyond_the_backward_pass():
         assert exposed == pytest.approx(max(0.0, alone - hidden))
 
 
-def test_context_parallelism_sends_q_k_v_and_outputs_there_and_back():
-    config = run(context_parallel_size=4)
-    joint, C = sum(slices.padded(SHAPES, 16)), SMALL.hidden_size
-    expected = 2 * 4 * joint / 4 * C * 2 * 3 / 4 * SMALL.num_layers
-    assert sent(config)["context parallel"].size == expected
-    config.parallel.recompute_granularity = "full"
-    assert sent(config)["context parallel"].size == 1.5 * expected
+@pytest.mark.parametrize(
+    "recompute",
+    [{}, dict(recompute_granularity="full"), dict(recompute_granularity="selective", recompute_modules=["core_attn"])],
+)
+def test_context_parallel_blocks_send_what_the_formula_says(fake_world, recompute):
+    config = run(context_parallel_size=4, attention_backend="sdpa", transformer_impl="local", **recompute)
+    config.model = HEADS
+    layout = slices.pack(HEADS, SHAPES, 16)
+    with fake_world(config.parallel):
+        slice_ = slices.build(HEADS, config.parallel, BF16, layout)
+        with Storages() as storages:
+            visual, _ = slice_.blocks(*slice_.arguments)
+            visual.backward(torch.ones_like(visual))
+    (exchanged,) = (size for name, size in storages.collectives.items() if "alltoall" in name)
+    # An all-to-all takes in a rank's own part too.
+    assert sent(config)["context parallel"].size == exchanged * 3 / 4
 
 
 def test_groups_inside_a_node_use_nvlink_and_others_as_many_adapters_as_they_have_ranks_there():
