@@ -52,7 +52,7 @@ LAYOUTS: dict[int, dict[str, ParallelConfig]] = {
         "tp2_sp_cp2_recompute": _layout(tp=2, sp=True, cp=2, **_RECOMPUTE),
         "cp2_pp2_interleaved": _layout(cp=2, pp=2, vpp=2),
         "cp2_dp2_overlap": _layout(cp=2, **_OVERLAP),
-        "cp4": _layout(cp=4),
+        "cp4_selective": _layout(cp=4, **_SELECTIVE),
     },
 }
 
