@@ -94,4 +94,9 @@ def planned(
     for layer in range(model.num_layers):
         local = act.Local.of(model, parallel, sizes(layout, layer % 2), precision)
         kept += act.total(act.layer_saved(local, layer == model.num_layers - 1), modules)
-    return kept, act.layer_workspace(local, modules)
+    workspace = act.layer_workspace(local, modules)
+    if parallel.recompute_granularity == "full":
+        # The block whose backward pass runs keeps everything for a moment; of those before it there are the inputs.
+        inputs = act.layer_inputs(local)
+        return model.num_layers * inputs, workspace + act.total(act.layer_saved(local, last=False)) - inputs
+    return kept, workspace

@@ -76,7 +76,7 @@ def test_so_do_the_ranks_of_tensor_and_context_parallel_blocks(fake_world, tp, c
 
 @pytest.mark.parametrize(
     "tp, cp, recomputed",
-    [(1, 1, "nothing"), (4, 1, "default"), (4, 1, "most"), (1, 4, "nothing"), (1, 4, "mlp"), (2, 2, "attention")],
+    [(1, 1, "nothing"), (4, 1, "default"), (4, 1, "most"), (1, 4, "nothing"), (1, 4, "full"), (2, 2, "attention")],
 )
 def test_four_blocks_of_phantom_7b_at_720p_take_at_their_peak_what_the_planner_says(
     fake_world, monkeypatch, tp, cp, recomputed
@@ -89,7 +89,7 @@ def test_four_blocks_of_phantom_7b_at_720p_take_at_their_peak_what_the_planner_s
         sequence_parallel=tp > 1,
         attention_backend="varlen",
         transformer_impl="local",
-        **RECOMPUTED[recomputed],
+        **(RECOMPUTED | {"full": dict(recompute_granularity="full")})[recomputed],
     )
     layout = slices.pack(model, [LARGE], 256)
     monkeypatch.setitem(
