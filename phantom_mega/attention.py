@@ -7,7 +7,7 @@ and differ in speed: `sdpa` runs anywhere, `varlen` is torch's flash attention, 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ class Windows:
         shared_rows: int64 [H], as the plan's.
         cu_video, cu_shared, cu_windows: int32, as the plan's, on the device.
         plan: the arrays themselves, on the host.
+        cache: what a backend makes of the plan once for all layers, by the backend's own keys.
     """
 
     gather: torch.Tensor
@@ -48,6 +49,7 @@ class Windows:
     cu_shared: torch.Tensor
     cu_windows: torch.Tensor
     plan: WindowPlan
+    cache: dict = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_plan(
