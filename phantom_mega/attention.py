@@ -2,11 +2,16 @@
 
 J: joint tokens (visual, then text stream), G: rows of all windows, N: heads, D: head dim. The backends compute the same
 and differ in speed: `sdpa` runs anywhere, `varlen` is torch's flash attention, `te` is Transformer Engine's `thd`.
+These gather all windows' rows, so what windows share is copied into each. `merged` copies no key or value: it merges
+torch's flash attention of a window's own rows and of the shared ones, on a CPU and a GPU (`attention_merged.py`);
+`merged_cudnn` does so on cuDNN's kernels.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -110,11 +115,51 @@ def _te(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, windows: Windows) -> 
     return out.reshape(q.shape)
 
 
-BACKENDS = {"sdpa": _sdpa, "varlen": _varlen, "te": _te}
+def _gathered(attend: Callable) -> Callable:
+    """A backend from attention over the rows of all windows: gather before it, weighted mean after it."""
+
+    def joint(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, windows: Windows) -> torch.Tensor:
+        rows = attend(*(x.index_select(0, windows.gather) for x in (q, k, v)), windows)
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        weighted = rows.to(wide) * windows.merge_weight.to(wide)[:, None, None]
+        merged = weighted.new_zeros(q.shape).index_add(0, windows.gather, weighted)
+        return merged.to(q.dtype)
+
+    return joint
+
+
+def _in_a_file_of_its_own(backend: str, module: str, function: str) -> Callable:
+    """A backend that is imported at its first call: a release's single file does without it."""
+
+    def joint(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, windows: Windows) -> torch.Tensor:
+        try:
+            found = importlib.import_module(f"phantom_mega.{module}")
+        except ModuleNotFoundError as error:
+            if not (error.name or "").startswith("phantom_mega"):
+                raise
+            raise UserError(
+                f"attention_backend={backend} comes with phantom_mega, which is not installed here; use sdpa or varlen"
+            ) from None
+        return getattr(found, function)(q, k, v, windows)
+
+    return joint
+
+
+# Each maps q, k, v [J, N, D] and the windows to [J, N, D].
+BACKENDS = {
+    "sdpa": _gathered(_sdpa),
+    "varlen": _gathered(_varlen),
+    "te": _gathered(_te),
+    "merged": _in_a_file_of_its_own("merged", "attention_merged", "merged_attention"),
+    "merged_cudnn": _in_a_file_of_its_own("merged_cudnn", "attention_merged", "merged_cudnn_attention"),
+    "triton": _in_a_file_of_its_own("triton", "kernels.window_attention", "triton_window_attention"),
+}
 
 
 def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that `auto` stands for: torch's flash attention in half precision on a GPU, else SDPA.
+
+    `auto` never is one of those without copies, until a benchmark on a GPU has shown that they are faster.
 
     Raises:
         UserError: an unknown name, or a backend that cannot run on this device in this precision.
@@ -124,9 +169,9 @@ def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
     half_on_gpu = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     if name == "auto":
         return "varlen" if half_on_gpu else "sdpa"
-    if name != "sdpa" and not half_on_gpu:
-        raise UserError(f"attention_backend={name} needs a GPU and bf16; on {device.type} in {dtype} use sdpa")
-    return name
+    if name == "sdpa" or half_on_gpu or (name == "merged" and device.type == "cpu"):
+        return name
+    raise UserError(f"attention_backend={name} needs a GPU and bf16; on {device.type} in {dtype} use sdpa")
 
 
 def window_attention(
@@ -143,8 +188,4 @@ def window_attention(
         [J, N, D]: video tokens take the output of their window, shared tokens the mean over their windows, padding
         tokens zero.
     """
-    rows = BACKENDS[backend](*(x.index_select(0, windows.gather) for x in (q, k, v)), windows)
-    wide = torch.promote_types(rows.dtype, torch.float32)
-    weighted = rows.to(wide) * windows.merge_weight.to(wide)[:, None, None]
-    merged = weighted.new_zeros(q.shape).index_add(0, windows.gather, weighted)
-    return merged.to(q.dtype)
+    return BACKENDS[backend](q, k, v, windows)
