@@ -4,7 +4,8 @@ J: joint tokens (visual, then text stream), G: rows of all windows, N: heads, D:
 and differ in speed: `sdpa` runs anywhere, `varlen` is torch's flash attention, `te` is Transformer Engine's `thd`.
 These gather all windows' rows, so what windows share is copied into each. `merged` copies no key or value: it merges
 torch's flash attention of a window's own rows and of the shared ones, on a CPU and a GPU (`attention_merged.py`);
-`merged_cudnn` does so on cuDNN's kernels.
+`merged_cudnn` does so on cuDNN's kernels. `triton` is this project's own kernel, which reads shared rows in place and
+compares them with each other once and not once a window (`kernels/`).
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Windows:
     cu_shared: torch.Tensor
     cu_windows: torch.Tensor
     plan: WindowPlan
-    cache: dict = field(default_factory=dict, repr=False, compare=False)
+    cache: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def from_plan(
@@ -135,10 +136,12 @@ def _in_a_file_of_its_own(backend: str, module: str, function: str) -> Callable:
         try:
             found = importlib.import_module(f"phantom_mega.{module}")
         except ModuleNotFoundError as error:
-            if not (error.name or "").startswith("phantom_mega"):
+            reasons = {"phantom_mega": "comes with phantom_mega", "triton": "needs the package triton"}
+            reason = reasons.get((error.name or "").split(".")[0])
+            if reason is None:
                 raise
             raise UserError(
-                f"attention_backend={backend} comes with phantom_mega, which is not installed here; use sdpa or varlen"
+                f"attention_backend={backend} {reason}, which is not installed here; use sdpa or varlen"
             ) from None
         return getattr(found, function)(q, k, v, windows)
 
@@ -169,7 +172,13 @@ def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
     half_on_gpu = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     if name == "auto":
         return "varlen" if half_on_gpu else "sdpa"
-    if name == "sdpa" or half_on_gpu or (name == "merged" and device.type == "cpu"):
+    fp32_on_gpu = device.type == "cuda" and dtype == torch.float32
+    if (
+        name == "sdpa"
+        or half_on_gpu
+        or (name == "merged" and device.type == "cpu")
+        or (name == "triton" and fp32_on_gpu)
+    ):
         return name
     raise UserError(f"attention_backend={name} needs a GPU and bf16; on {device.type} in {dtype} use sdpa")
 

@@ -1,4 +1,4 @@
-"""Who computes what in the Triton window attention: tables that one block of a kernel reads, made on the host with NumPy.
+"""Who computes what in the Triton window attention: tables that programs read, made on the host with NumPy.
 
 The kernels number the tokens of a pack by *position*: the V video rows window after window, then the H shared rows
 sample after sample (`WindowPlan.video_rows`, `shared_rows`), so every window and every sample's shared part is a range.

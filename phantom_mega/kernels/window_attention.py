@@ -2,10 +2,10 @@
 
 What it computes, and why with fewer FLOPs than repeated windows: `window_forward.py`, `window_backward.py`.
 
-Memory kept for the backward pass beside q, k, v and the output, for N heads of D channels in e bytes:
-o_iw of the shared rows, e N D sum_b H_b W_b, and log-sum-exps, 4 N (V + H + sum_b H_b W_b) bytes. While the forward pass
-runs, 4 N D H more. Temporal windows are few (3 to 7), so this stays below what repeating the shared rows takes
-(3 e N D sum_b H_b (W_b - 1) for q, k and v alone); with many spatial windows both grow alike.
+Memory kept for the backward pass beside q, k, v and the output, for N heads of D channels in e bytes: o_iw of the
+shared rows, e N D sum_b H_b W_b, and log-sum-exps, 4 N (V + H + sum_b H_b W_b) bytes; 4 N D H more while the forward
+pass runs. Temporal windows are few (3 to 7), so this stays below what repeating the shared rows takes
+(e N D (V + sum_b H_b W_b) for each of q, k, v and the output); with many spatial windows both grow alike.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def triton_window_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, w
     """
     if q.shape[-1] not in HEAD_DIMS:
         raise UserError(
-            f"attention_backend=triton has heads of {', '.join(map(str, HEAD_DIMS))} channels and not of {q.shape[-1]}; "
-            "use another attention_backend, or another num_attention_heads"
+            f"attention_backend=triton has heads of {', '.join(map(str, HEAD_DIMS))} channels and not of {q.shape[-1]}"
+            "; use another attention_backend, or another num_attention_heads"
         )
     if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
         raise UserError(

@@ -57,11 +57,7 @@ def read(pointer, rows, inside, stride, HEAD_DIM: tl.constexpr, MASKED: tl.const
 @triton.jit
 def read_index(rows, at, inside, MASKED: tl.constexpr):
     """Joint index of positions; 0 outside."""
-    if MASKED:
-        row = tl.load(rows + at, mask=inside, other=0)
-    else:
-        row = tl.load(rows + at)
-    return row
+    return tl.load(rows + at, mask=inside, other=0) if MASKED else tl.load(rows + at)
 
 
 @triton.jit
@@ -122,9 +118,7 @@ def attend_kernel(
     )
     first, last = tl.load(windows + 2 * window), tl.load(windows + 2 * window + 2)
     last = tl.where(is_shared, first, last)
-    acc, top, total = attend(
-        query, acc, top, total, k, v, rows, first, last, stride, qk_scale, STEP, HEAD_DIM, STAGES
-    )
+    acc, top, total = attend(query, acc, top, total, k, v, rows, first, last, stride, qk_scale, STEP, HEAD_DIM, STAGES)
     acc = acc / total[:, None]
     tl.store(lse + head.to(tl.int64) * lse_length + at, top + tl.log2(total), mask=inside)
     if is_shared:

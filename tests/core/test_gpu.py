@@ -64,7 +64,14 @@ def run(impl: str, backend: str, bf16: bool, weights: dict | None = None):
 
 @pytest.mark.parametrize(
     "impl, backend",
-    [("local", "sdpa"), ("local", "varlen"), ("transformer_engine", "varlen"), ("transformer_engine", "te")],
+    [
+        ("local", "sdpa"),
+        ("local", "varlen"),
+        ("local", "triton"),
+        ("transformer_engine", "varlen"),
+        ("transformer_engine", "te"),
+        ("transformer_engine", "triton"),
+    ],
 )
 def test_bf16_kernels_agree_with_the_fp32_model(impl, backend):
     if impl == "transformer_engine":

@@ -72,3 +72,23 @@ def attention_with_gradients(
     out = window_attention(q, k, v, windows, backend)
     out.backward(grad)
     return out.detach(), q.grad, k.grad, v.grad
+
+
+def same_with_and_without_gradients(
+    plan: WindowPlan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grad: torch.Tensor
+) -> tuple[list[torch.Tensor], list[tuple[torch.Tensor, ...]]]:
+    """Outputs and gradients of runs that must agree to the bit.
+
+    Outputs: with gradients, without, and with gradients of inputs that are not contiguous. Gradients: twice through one
+    graph, and through the third run's.
+    """
+    windows = Windows.from_plan(plan, [2, 2, 0], 10.0, q.device)
+    leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+    outputs = [window_attention(*leaves, windows, "triton")]
+    gradients = [torch.autograd.grad(outputs[0], leaves, grad, retain_graph=True) for _ in range(2)]
+    with torch.no_grad():
+        outputs.append(window_attention(q, k, v, windows, "triton"))
+    strided = [torch.stack([x, x], dim=-1)[..., 0].detach().requires_grad_() for x in (q, k, v)]
+    outputs.append(window_attention(*strided, windows, "triton"))
+    gradients.append(torch.autograd.grad(outputs[-1], strided, torch.stack([grad, grad], dim=-1)[..., 0]))
+    return [x.detach() for x in outputs], gradients
