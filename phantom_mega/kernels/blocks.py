@@ -33,8 +33,8 @@ class Blocks:
     stages: int
 
 
-# The first of each is used, for all head sizes; they are meant for heads of 128 channels on Hopper, for which all compile
-# within its shared memory and the first without spilled registers inside of a loop. Which is fastest is not yet measured.
+# The first of each is used, for all head sizes. They are meant for heads of 128 channels on Hopper: all compile within
+# its shared memory, and the first spill no registers inside of a loop. Which is fastest has not been measured yet.
 _HALF = {
     "attend": (Blocks(128, 64, 8, 3), Blocks(128, 128, 8, 2), Blocks(64, 64, 4, 3), Blocks(128, 64, 8, 2)),
     "mean": (Blocks(128, 64, 8, 3), Blocks(64, 64, 4, 3), Blocks(128, 32, 8, 3), Blocks(128, 64, 8, 2)),

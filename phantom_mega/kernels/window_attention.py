@@ -2,10 +2,10 @@
 
 What it computes, and why with fewer FLOPs than repeated windows: `window_forward.py`, `window_backward.py`.
 
-Memory kept for the backward pass beside q, k, v and the output, for N heads of D channels in e bytes: o_iw of the
-shared rows, e N D sum_b H_b W_b, and log-sum-exps, 4 N (V + H + sum_b H_b W_b) bytes; 4 N D H more while the forward
-pass runs. Temporal windows are few (3 to 7), so this stays below what repeating the shared rows takes
-(e N D (V + sum_b H_b W_b) for each of q, k, v and the output); with many spatial windows both grow alike.
+Memory kept for the backward pass beside q, k, v and the output (`kept_bytes`), for N heads of D channels in e bytes:
+o_iw of the shared rows, e N D sum_b H_b W_b, and log-sum-exps, 4 N (V + H + sum_b H_b W_b) bytes. During the forward
+pass 4 N D H more. Temporal windows are few (2 to 7), so this stays below what repeating the shared rows takes:
+e N D (V + sum_b H_b W_b) for each of q, k, v and the output. With many spatial windows both grow alike.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import torch
 from phantom_mega.attention import Windows
 from phantom_mega.errors import UserError
 from phantom_mega.kernels.blocks import HEAD_DIMS, INTERPRETED, Blocks, chosen
-from phantom_mega.kernels.tiles import TileIndex
+from phantom_mega.kernels.tiles import TileIndex, count_slots
 from phantom_mega.kernels.window_backward import delta_kernel, dkv_kernel, dq_kernel
 from phantom_mega.kernels.window_forward import attend_kernel, mean_kernel
+from phantom_mega.windows import WindowPlan
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -70,6 +71,13 @@ class _WindowAttention(torch.autograd.Function):
         with torch.cuda.device_of(grad):
             gradients = backward(*ctx.saved_tensors, grad.contiguous(), ctx.index, ctx.blocks)
         return *gradients, None, None, None
+
+
+def kept_bytes(plan: WindowPlan, heads: int, head_dim: int, itemsize: int) -> int:
+    """Bytes kept for the backward pass beside q, k, v and the output, of elements of `itemsize` bytes."""
+    slots = count_slots(plan)
+    positions = len(plan.video_rows) + len(plan.shared_rows) + slots
+    return heads * (itemsize * head_dim * slots + 4 * positions)
 
 
 def _scales(q: torch.Tensor) -> tuple[float, float]:

@@ -92,3 +92,11 @@ def same_with_and_without_gradients(
     outputs.append(window_attention(*strided, windows, "triton"))
     gradients.append(torch.autograd.grad(outputs[-1], strided, torch.stack([grad, grad], dim=-1)[..., 0]))
     return [x.detach() for x in outputs], gradients
+
+
+def saved_bytes(plan: WindowPlan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> int:
+    """Bytes that the kernels' autograd graph keeps: q, k, v, the output and what else the backward pass needs."""
+    windows, sizes = Windows.from_plan(plan, [2, 2, 0], 10.0, q.device), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.nbytes), lambda x: x):
+        window_attention(*(x.requires_grad_() for x in (q, k, v)), windows, "triton")
+    return sum(sizes)

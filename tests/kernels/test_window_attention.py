@@ -1,11 +1,14 @@
 """Triton window attention equals the dense reference with all gradients: interpreted on a CPU, compiled on a GPU."""
 
+import sys
+
 import pytest
 import torch
 
 from phantom_mega.attention import Windows, resolve_backend, window_attention
 from phantom_mega.errors import UserError
 from phantom_mega.geometry import SampleShape
+from phantom_mega.kernels.window_attention import kept_bytes
 from phantom_mega.windows import WindowSpec, pack_offsets, plan_windows
 from tests.dense_attention import dense_reference
 from tests.kernels import probes
@@ -13,6 +16,7 @@ from tests.kernels.interpreter import (
     attention_with_gradients,
     interpreter_process,
     same_with_and_without_gradients,
+    saved_bytes,
 )
 
 NAMES = ("out", "dq", "dk", "dv")
@@ -128,6 +132,15 @@ def test_same_bits_twice_with_and_without_gradients_and_for_strided_inputs(inter
     assert all(torch.equal(a, b) for other in gradients[1:] for a, b in zip(gradients[0], other, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_it_keeps_as_many_bytes_as_the_formula_says(interpreted, dtype):
+    shapes, spec, shifted = TEMPORAL["one window beside many, all shorter than a block"]
+    plan, S = plan_of(shapes, spec, shifted)
+    q, k, v, _ = draw(plan, S, dtype=dtype)
+    kept = interpreted(saved_bytes, plan, q, k, v) - 4 * q.nbytes
+    assert kept == kept_bytes(plan, q.shape[1], q.shape[2], q.element_size()) > 0
+
+
 def test_offsets_of_rows_pass_the_range_of_int32(interpreted):
     rows, stride = [3, 1_000_000], 3072
     expected = torch.tensor(rows)[:, None] * stride + torch.arange(16)
@@ -147,6 +160,15 @@ def test_heads_dtypes_and_devices_that_it_lacks_are_refused():
         window_attention(q, q.bfloat16(), q, windows, "triton")
     with pytest.raises(UserError, match="needs a GPU; the tensors are on cpu"):
         window_attention(q, q, q, windows, "triton")
+
+
+def test_without_triton_it_says_what_is_missing(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("phantom_mega.kernels")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    q = torch.zeros(4, 1, 16)
+    with pytest.raises(UserError, match="attention_backend=triton needs the package triton, which is not installed"):
+        window_attention(q, q, q, None, "triton")
 
 
 def test_the_backend_is_for_a_gpu_in_half_precision_or_fp32():
