@@ -47,7 +47,7 @@ def main() -> int:
     if args.stages:  # settings may follow the names of stages
         overrides += [word for word in args.stages if "=" in word]
         args.stages = [word for word in args.stages if "=" not in word]
-    from phantom_mega.curation.pipeline import TABLES, funnel, run
+    from phantom_mega.curation.pipeline import run
     from phantom_mega.curation.sources import annotated, find_source
 
     source = find_source(args.source)
@@ -60,12 +60,6 @@ def main() -> int:
         overrides = annotated(args.annotations) + overrides
     config = source.recipes.load(args.config, overrides)
     run(args.input, args.output, source, config, args.stages, args.retry_failed, lambda line: print(line, flush=True))
-    print("\nstage         accepted  rejected")
-    for stage, accepted, reasons in funnel(
-        args.output, source.stages(args.input, config, args.output / TABLES), config.engine.parts
-    ):
-        why = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
-        print(f"{stage:<12}{accepted:>10,}{sum(reasons.values()):>10,}  {why}")
     return 0
 
 

@@ -55,7 +55,7 @@ class Segments:
 
 
 class AttentionCalls(Protocol):
-    """What a kernel library gives."""
+    """What a kernel library gives. All tensors but `lse` come contiguous."""
 
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments
@@ -130,7 +130,7 @@ class _OneBySegment:
         for rows, keys in segments.pairs():
             if rows.start < rows.stop and keys.start < keys.stop:
                 parts = map(_batched, (grad[rows], q[rows], k[keys], v[keys], out[rows]))
-                parts = self.dense_backward(*parts, lse[None, :, rows].contiguous())
+                parts = self.dense_backward(*parts, lse[None, :, rows])
                 for x, at, part in zip(grads, (rows, keys, keys), parts, strict=True):
                     x[at] = part[0].transpose(0, 1)
         return grads
@@ -170,6 +170,7 @@ class CuDNN(_OneBySegment):
         """See `_OneBySegment`."""
         seed, offset = torch.zeros(2, dtype=torch.int64, device=q.device).unbind()  # of dropout, which is 0
         lengths = (None, None, q.shape[2], k.shape[2])
+        # The kernel reads `lse` as if it were contiguous, whatever its strides.
         return aten._scaled_dot_product_cudnn_attention_backward(
-            grad, q, k, v, out, lse[..., None], seed, offset, None, *lengths, 0.0, False
+            grad, q, k, v, out, lse[..., None].contiguous(), seed, offset, None, *lengths, 0.0, False
         )

@@ -145,7 +145,6 @@ class _Layout:
         return [
             (rows, out[at].unflatten(0, (count, -1)), lse[:, at].unflatten(1, (count, -1)).permute(1, 2, 0))
             for rows, at, count in self.samples
-            if rows.start < rows.stop
         ]
 
 

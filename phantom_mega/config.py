@@ -217,6 +217,9 @@ class ConditioningConfig:
     """open_clip pretrained tag or checkpoint file for `vision_encoder`."""
     clip_tokens: int = 16
     """Patch tokens of the vision tower per reference (checked against the loaded tower)."""
+    encode_ahead: bool = True
+    """Encode the next iteration's packs while this one trains (on a GPU: on a stream of its own); false encodes at the
+    start of the step, when no activations are held, which needs less memory."""
     cached_features: str | None = None
     """Folder written by tools/cache_features.py; encoders are then not loaded."""
 

@@ -62,7 +62,7 @@ def fingerprint(config: RunConfig) -> dict[str, object]:
     found = {
         f"conditioning.{field.name}": getattr(encoders, field.name)
         for field in dataclasses.fields(encoders)
-        if field.name != "cached_features"
+        if field.name not in ("cached_features", "encode_ahead")
     }
     for name in ("latent_channels", "text_dim", "clip_dim"):
         found[f"model.{name}"] = getattr(model, name)

@@ -1,5 +1,7 @@
 """Encoding shared out over model-parallel peers: each sample of a pack is encoded by one rank, then exchanged.
 
+The two are apart because encoding is long and for each rank alone, so that a thread can do it while a step runs, and
+the exchange is short and collective, so that the thread that trains must do it.
 All sizes follow from the plan, so every owner broadcasts one flat buffer and no sizes are sent.
 """
 
@@ -21,24 +23,22 @@ def owner(position: int, size: int) -> int:
     return position % size
 
 
-def encode_pack(
-    pack: Pack, share: Sequence[DecodedTriplet | None], head: InputHead, group: dist.ProcessGroup | None
-) -> list[SampleFeatures]:
-    """Encode this rank's share of a pack and get the rest from its peers; a collective call.
+def encode_share(
+    share: Sequence[DecodedTriplet | None], head: InputHead, group: dist.ProcessGroup | None
+) -> dict[int, SampleFeatures]:
+    """Encode this rank's share of a pack.
 
     Args:
-        pack: the planned samples; every rank of the group has the same.
-        share: a decoded sample at every position that this rank owns; the others are not read.
+        share: a decoded sample at every position of the pack that this rank owns; the others are not read.
         head: the encoders.
         group: the model-parallel group, or None.
 
     Returns:
-        Features of all samples, bit-equal on all ranks; `valid` is False for what its owner could not read.
+        Position in the pack -> features; `valid` is False for what could not be read. `exchange` takes it from here.
     """
     size, rank = _place(group)
-    own = range(rank, len(pack), size)
-    encoded = head.encode_many([share[position] for position in own])
-    return exchange(pack, dict(zip(own, encoded)), head.dims, group, head.device)
+    own = range(rank, len(share), size)
+    return dict(zip(own, head.encode_many([share[position] for position in own])))
 
 
 def exchange(

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from phantom_mega.curation.engine.run import Result, locked, ray_session, run_stage
 from phantom_mega.curation.engine.stage import Stage
-from phantom_mega.curation.engine.tables import Table
 from phantom_mega.curation.report import PAGE_NAME, PICTURE_NAME, Counts, write_report
-from phantom_mega.curation.report.summary import SHARDS, TABLES
+from phantom_mega.curation.report.counts import count_stages
+from phantom_mega.curation.report.reading import Tables
+from phantom_mega.curation.report.summary import SHARDS, TABLES, funnel
 from phantom_mega.curation.sources import Source
 from phantom_mega.curation.write import Written, write_shards
 from phantom_mega.errors import UserError
@@ -90,9 +91,10 @@ def run(
         if "report" in chosen:
             counts = report(output, stages, config)
             say(f"report: {output / PAGE_NAME}, {output / PICTURE_NAME}")
-            if (found := counts.precision) is not None and found.total:
-                share = f"{found.value:.1%} (95% interval {found.low:.1%} to {found.high:.1%})"
-                say(f"cross pairs that hand labels call right: {found.right:,} of {found.total:,}, {share}")
+            for line in counts.totals():
+                say(line)
+        for line in ["", *funnel(count_stages(Tables(folder, stages, parts)))]:
+            say(line)
     if missing:
         say(
             f"stopped before the stage that {missing}=none is for: name who does it (openai, transformers, file), and "
@@ -147,17 +149,3 @@ def _keep_layout(output: Path, parts: int) -> None:
         raise UserError(
             f"{path.parent} has tables of {found} parts; set engine.parts={found}, or choose another output"
         )
-
-
-def funnel(output: Path, stages: list[Stage], parts: int) -> list[tuple[str, int, dict[str, int]]]:
-    """(stage, accepted rows, rejected rows by reason) of every stage that has run."""
-    found = []
-    for stage in stages:
-        table = Table(output / TABLES, stage.name, parts)
-        if all(table.path(part).is_file() for part in range(parts)):
-            rows = table.read(["accepted", "reason"])
-            counts = rows.filter(rows["reason"].is_valid())["reason"].value_counts().to_pylist()
-            reasons = {entry["values"]: entry["counts"] for entry in counts}
-            ordered = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
-            found.append((stage.name, rows.num_rows - sum(reasons.values()), ordered))
-    return found

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-import queue
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from phantom_mega.config import DataConfig
 from phantom_mega.data.decode import DecodedTriplet, failed, make_decoder
 from phantom_mega.data.plan import Pack, PackPlan, PlannedSample
+from phantom_mega.data.prefetch import Prefetcher, side_stream
 from phantom_mega.data.shards import RawTriplet, ShardReader
 from phantom_mega.data.watch import InFlight, report_stuck
 from phantom_mega.errors import BadSampleError, UserError
 
 # References, masks and JSON of a sample, together.
 MAX_REST_BYTES = 256 << 20
-# After these seconds a thread that does not end is left behind: it dies with the process.
-_CLOSE_SECONDS = 20.0
 
 # (pack, its samples: decoded where they are this rank's share, else None)
 Microbatch = tuple[Pack, list[DecodedTriplet | None]]
@@ -44,7 +41,6 @@ class PackLoader:
 
     Attributes:
         position: packs consumed, over all data-parallel ranks, when the last delivered iteration is done.
-        wait_seconds: time that the consumer waited for data so far.
         errors: of the last delivered iteration, one message for each unreadable sample of this rank's share.
 
     Raises:
@@ -75,16 +71,14 @@ class PackLoader:
         self.dp_rank, self.dp_size = data_parallel_rank, data_parallel_size
         self.mp_rank, self.mp_size = model_parallel_rank, model_parallel_size
         self.global_batch_size, self.position = global_batch_size, start_position
-        self.wait_seconds = 0.0
         self.errors: list[str] = []
         self._per_iteration = global_batch_size // data_parallel_size
-        # Packs, not iterations: with gradient accumulation an iteration may be larger than memory.
-        self._ready: queue.Queue[Microbatch | BaseException] = queue.Queue(max(1, data.prefetch_packs))
-        self._closed, self._abandoned = threading.Event(), False
-        self._failure: BaseException | None = None
         self.tasks = InFlight()
-        self._thread = threading.Thread(target=self._work, args=(start_position,), name="pack-loader", daemon=True)
-        self._thread.start()
+        # Packs, not iterations: with gradient accumulation an iteration may be larger than memory.
+        self._prefetcher = Prefetcher(
+            functools.partial(self._work, start_position), data.prefetch_packs, "data worker",
+            data.worker_timeout, "data.worker_timeout", lambda problem: report_stuck(problem, self.tasks),
+        )  # fmt: skip
 
     def __enter__(self) -> PackLoader:
         return self
@@ -103,74 +97,37 @@ class PackLoader:
             Exception: whatever stopped the background thread, now and at every later call.
             StopIteration: after `close`.
         """
-        iteration = [self._take() for _ in range(self._per_iteration)]
+        iteration = [self.take() for _ in range(self._per_iteration)]
         self.errors = [item.error for _, share in iteration for item in share if item is not None and item.error]
         self.position += self.global_batch_size
         return iteration
 
-    def _take(self) -> Microbatch:
-        if self._failure is not None:
-            raise self._failure
-        if self._closed.is_set():
-            raise StopIteration
-        started = time.monotonic()
-        item = self._wait(started)
-        self.wait_seconds += time.monotonic() - started
-        if isinstance(item, BaseException):
-            self._failure = item
-            self.close()
-            raise item
-        return item
+    def take(self) -> Microbatch:
+        """The next of this rank's packs, for who does not count in iterations.
 
-    def _wait(self, started: float) -> Microbatch | BaseException:
-        """The next item, or what to raise in its place."""
-        timeout = self.data.worker_timeout
-        while True:
-            # Asked before the queue: what a thread left there at its end still counts.
-            alive = self._thread.is_alive()
-            try:
-                return self._ready.get(timeout=min(1.0, timeout / 4) if timeout else 1.0)
-            except queue.Empty:
-                waited = time.monotonic() - started
-            if not alive:
-                return report_stuck("the data worker is gone without a word", self.tasks)
-            if timeout and waited > timeout:
-                problem = f"the data worker gave nothing for {waited:.0f} s (data.worker_timeout={timeout:g})"
-                error = report_stuck(problem, self.tasks)
-                self._abandoned = True
-                return error
+        Raises: as `__next__`.
+        """
+        return self._prefetcher.take()
+
+    @property
+    def wait_seconds(self) -> float:
+        """Time that the consumer waited for data so far."""
+        return self._prefetcher.wait_seconds
 
     def close(self) -> None:
         """Stop the thread; what it has prefetched is dropped. May be called twice."""
-        self._closed.set()
-        deadline = time.monotonic() + (0.0 if self._abandoned else _CLOSE_SECONDS)
-        while self._thread.is_alive() and time.monotonic() < deadline:
-            try:
-                self._ready.get_nowait()
-            except queue.Empty:
-                self._thread.join(0.05)
+        self._prefetcher.close()
 
-    def _work(self, start: int) -> None:
-        try:
-            with self.tasks.at("starting the decoder"):
-                decoder = make_decoder(self.data, self.device, self.tasks)
-            # Several packs at once give the decoder's threads more to do; the rest of the queue keeps the step fed.
-            together = max(1, self.data.prefetch_packs // 2)
-            for first in itertools.count(start + self.dp_rank, together * self.dp_size):
-                for microbatch in self._load([first + i * self.dp_size for i in range(together)], decoder):
-                    self._put(microbatch)
-                if self._closed.is_set():
-                    return
-        except BaseException as error:  # handed to the consumer: nothing may end silently in a thread
-            self._put(error)
-
-    def _put(self, item: Microbatch | BaseException) -> None:
-        while not self._closed.is_set():
-            try:
-                self._ready.put(item, timeout=0.1)
+    def _work(self, start: int, put: Callable[[Microbatch], bool]) -> None:
+        with self.tasks.at("starting the decoder"):
+            decoder = make_decoder(self.data, self.device, self.tasks)
+        # Several packs at once give the decoder's threads more to do; the rest of the queue keeps the step fed.
+        together = max(1, self.data.prefetch_packs // 2)
+        for first in itertools.count(start + self.dp_rank, together * self.dp_size):
+            with side_stream(self.device):
+                loaded = self._load([first + i * self.dp_size for i in range(together)], decoder)
+            if not all(map(put, loaded)):
                 return
-            except queue.Full:
-                continue
 
     def _load(self, positions: list[int], decoder) -> list[Microbatch]:
         with self.tasks.at(f"planning packs {positions[0]}..{positions[-1]}"):

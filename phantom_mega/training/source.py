@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 import zlib
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from megatron.core import parallel_state
 
+from phantom_mega.conditioning.ahead import EncodeAhead, encode_next
 from phantom_mega.conditioning.head import InputHead, SampleFeatures
-from phantom_mega.conditioning.share import encode_pack
+from phantom_mega.conditioning.share import exchange
 from phantom_mega.config import RunConfig
 from phantom_mega.data.index import TripletIndex
 from phantom_mega.data.loader import PackLoader
@@ -27,7 +29,7 @@ class StepData:
     Attributes:
         batches: the microbatches of this data-parallel rank; equal on its model-parallel peers.
         bad_samples: unreadable samples among those that this rank decoded, as messages.
-        waited: seconds spent waiting for decoded data.
+        waited: seconds spent waiting for data: encoded ahead of the step, decoded, or read from the cache.
         digest: sum of `pack_digest` of the microbatches.
     """
 
@@ -74,6 +76,7 @@ class BatchSource:
                 f"train.global_batch_size={config.train.global_batch_size} is not a multiple of the data-parallel size "
                 f"{self.dp_size}; the nearest is {_nearest_multiple(config.train.global_batch_size, self.dp_size)}"
             )
+        self.packs_per_rank = config.train.global_batch_size // self.dp_size
         self.index = TripletIndex.open(config.data.index_path)
         model = config.model
         self.cache, self.head = None, None
@@ -93,6 +96,7 @@ class BatchSource:
         if self.cache is not None:
             self.cache.check_plan(self.plan)
         self.loader: PackLoader | None = None
+        self.ahead: EncodeAhead | None = None
 
     def open(self, position: int) -> None:
         """Start (or start again) reading at a position, counted in packs."""
@@ -105,30 +109,24 @@ class BatchSource:
                 global_batch_size=self.config.train.global_batch_size, start_position=position,
                 device=self.device,
             )  # fmt: skip
-            self._iterations = iter(self.loader)
+            if self.config.conditioning.encode_ahead:
+                self.ahead = EncodeAhead(self.loader, self.head, self.group, self.packs_per_rank)
         self.position = position
 
     def close(self) -> None:
         """Stop the prefetching threads."""
-        if self.loader is not None:
-            self.loader.close()
-            self.loader = None
+        for one in (self.ahead, self.loader):
+            if one is not None:
+                one.close()
+        self.ahead = self.loader = None
 
     def next(self) -> StepData:
-        """The next iteration's microbatches."""
-        if self.cache is not None:
-            started = time.monotonic()
-            encoded = self._from_cache()
-            waited = time.monotonic() - started
-            # Every model-parallel peer reads all samples; one of them tells of the bad ones.
-            samples = [sample for pack, _ in encoded for sample in pack] if self.mp_rank == 0 else []
-            bad = [error for error in map(self.cache.error, samples) if error]
-        else:
-            started = time.monotonic()
-            microbatches = next(self._iterations)
-            waited = time.monotonic() - started
-            bad = [item.error for _, share in microbatches for item in share if item is not None and item.error]
-            encoded = [(pack, encode_pack(pack, share, self.head, self.group)) for pack, share in microbatches]
+        """The next iteration's microbatches.
+
+        Raises:
+            DataWorkerError: the data worker is stuck or gone.
+        """
+        encoded, bad, waited = self._from_cache() if self.cache is not None else self._from_clips()
         self.position += self.config.train.global_batch_size
         batches = [
             build_batch(pack, features, self.empty_text, self.config, self.device, self.dtype)
@@ -136,11 +134,26 @@ class BatchSource:
         ]
         return StepData(batches, bad, waited, sum(pack_digest(pack) for pack, _ in encoded))
 
-    def _from_cache(self) -> list[tuple[Pack, list[SampleFeatures]]]:
-        per_rank = self.config.train.global_batch_size // self.dp_size
-        positions = [self.position + i * self.dp_size + self.dp_rank for i in range(per_rank)]
+    def _from_clips(self) -> tuple[list[tuple[Pack, list[SampleFeatures]]], list[str], float]:
+        """Packs with the features of all their samples, messages of this rank's bad ones, seconds waited."""
+        source = self.ahead or self.loader
+        before = source.wait_seconds
+        take = self.ahead.take if self.ahead else partial(encode_next, self.loader, self.head, self.group)
+        shares = [take() for _ in range(self.packs_per_rank)]
+        encoded = [
+            (share.pack, exchange(share.pack, share.own, self.head.dims, self.group, self.device)) for share in shares
+        ]
+        return encoded, [error for share in shares for error in share.errors], source.wait_seconds - before
+
+    def _from_cache(self) -> tuple[list[tuple[Pack, list[SampleFeatures]]], list[str], float]:
+        """As `_from_clips`, but for bad samples: every model-parallel peer reads all, and one of them tells."""
+        started = time.monotonic()
+        positions = [self.position + i * self.dp_size + self.dp_rank for i in range(self.packs_per_rank)]
         packs = [self.plan.locate(position)[1] for position in positions]
-        return [(pack, [self._cached(sample) for sample in pack]) for pack in packs]
+        encoded = [(pack, [self._cached(sample) for sample in pack]) for pack in packs]
+        waited = time.monotonic() - started
+        samples = [sample for pack in packs for sample in pack] if self.mp_rank == 0 else []
+        return encoded, [error for error in map(self.cache.error, samples) if error], waited
 
     def _cached(self, sample) -> SampleFeatures:
         features = self.cache.get(sample)

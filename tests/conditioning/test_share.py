@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from phantom_mega.conditioning.head import FeatureDims, InputHead, SampleFeatures
-from phantom_mega.conditioning.share import encode_pack, exchange, flatten, owner, unflatten
+from phantom_mega.conditioning.share import encode_share, exchange, flatten, owner, unflatten
 from tests.conditioning.helpers import mixed_pack, planned, tiny_run_config
 
 DIMS = FeatureDims(4, 8, 6)
@@ -18,6 +18,11 @@ DIMS = FeatureDims(4, 8, 6)
 
 def features_of(sample):
     return SampleFeatures(*(torch.randn(size) for size in DIMS.sizes(sample.shape)))
+
+
+def exchanged(decoded, share, head, group):
+    pack = tuple(item.sample for item in decoded)
+    return exchange(pack, encode_share(share, head, group), head.dims, group)
 
 
 def encode_in_groups(rank, store):
@@ -33,7 +38,7 @@ def encode_in_groups(rank, store):
             alone = head.encode_many(decoded)
             share = [item if owner(i, size) == dist.get_rank(group) else None for i, item in enumerate(decoded)]
             before = head.vae.calls, head.text.calls, head.vision.calls
-            found = encode_pack(tuple(item.sample for item in decoded), share, head, group)
+            found = exchanged(decoded, share, head, group)
             own = [item for item in share if item is not None and item.error is None]
             crops = sum(len(item.crops) for item in own)
             calls = head.vae.calls - before[0], head.text.calls - before[1], head.vision.calls - before[2]
@@ -85,7 +90,7 @@ def test_flat_buffers_hold_everything_once(references, valid):
 def test_without_a_group_a_process_keeps_its_own():
     head = InputHead(tiny_run_config(), "cpu")
     decoded = mixed_pack(head.text.count_tokens)
-    found = encode_pack(tuple(item.sample for item in decoded), decoded, head, None)
+    found = exchanged(decoded, decoded, head, None)
     assert [features.valid for features in found] == [item.error is None for item in decoded]
     assert all(torch.equal(a.latents, b.latents) for a, b in zip(found, head.encode_many(decoded)))
 

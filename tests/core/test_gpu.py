@@ -67,6 +67,8 @@ def run(impl: str, backend: str, bf16: bool, weights: dict | None = None):
     [
         ("local", "sdpa"),
         ("local", "varlen"),
+        ("local", "merged"),
+        ("local", "merged_cudnn"),
         ("local", "triton"),
         ("transformer_engine", "varlen"),
         ("transformer_engine", "te"),

@@ -7,7 +7,9 @@ import pytest
 
 from phantom_mega.curation.config import CURATION
 from phantom_mega.curation.engine.tables import Table
-from phantom_mega.curation.pipeline import LAST, choose, funnel, until_nobody
+from phantom_mega.curation.pipeline import LAST, choose, until_nobody
+from phantom_mega.curation.report.counts import count_stages
+from phantom_mega.curation.report.reading import Tables
 from phantom_mega.curation.sources import SOURCES, find_source
 from phantom_mega.errors import UserError
 from tests.curation.clips import noise, real, write_empty, write_video
@@ -48,8 +50,9 @@ def test_good_clips_are_selected_and_each_other_file_is_named_with_its_reason(tm
     report = (tmp_path / "out/report.html").read_text()
     assert "Left out" in report and "captions" in report.split("Left out")[1]
     config = CURATION.load("tiny")
-    counted = funnel(tmp_path / "out", stages_of("videos", config, films), config.engine.parts)
-    found = {name: (accepted, reasons) for name, accepted, reasons in counted}
+    stages = stages_of("videos", config, films)
+    counted = count_stages(Tables(tmp_path / "out/tables", stages, config.engine.parts))
+    found = {counts.stage: (counts.accepted, dict(counts.ordered())) for counts in counted}
     assert found["files"][0] == 10
     assert found["videos"] == (5, {"unreadable": 3, "too long": 1, "too small": 1})
     assert found["shots"][0] == 6 + 4 and found["clips"][1] == {"too short": 2}

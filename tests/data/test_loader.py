@@ -149,7 +149,7 @@ def wait_until(condition, seconds=60):
 
 def test_packs_are_decoded_before_they_are_asked_for_and_not_without_bound(index, make_loader):
     loader = make_loader(data=settings(prefetch_packs=3), reader=CountingReader(index))
-    wait_until(loader._ready.full)
+    wait_until(loader._prefetcher._ready.full)
     ahead = [loader.plan.locate(position)[1] for position in range(4)]
     wait_until(lambda: loader.reader.reads == sum(map(len, ahead)))  # three wait, one is in the thread's hand
     time.sleep(0.3)
@@ -168,7 +168,7 @@ def test_an_error_in_the_thread_reaches_the_consumer_at_every_later_call(index, 
             next(loader)
     with pytest.raises(OSError, match="file system is gone"):
         next(loader)
-    assert not loader._thread.is_alive()
+    assert not loader._prefetcher._thread.is_alive()
 
 
 def test_close_ends_the_thread_and_leaves_no_file_open(make_loader):
@@ -178,10 +178,10 @@ def test_close_ends_the_thread_and_leaves_no_file_open(make_loader):
         with make_loader() as loader:
             next(loader)
         loader.close()
-        assert not loader._thread.is_alive()
+        assert not loader._prefetcher._thread.is_alive()
         with pytest.raises(StopIteration):
             next(loader)
-    assert not [thread for thread in threading.enumerate() if thread.name == "pack-loader"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "data worker"]
     gc.collect()
     assert not files or len(os.listdir("/proc/self/fd")) <= len(files) + 2
 

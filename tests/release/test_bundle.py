@@ -19,7 +19,7 @@ import importlib.abc, importlib.util, sys
 class Absent(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("phantom_mega", "megatron"):
-            raise ModuleNotFoundError(name)
+            raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Absent())
 spec = importlib.util.spec_from_file_location("bundled", sys.argv[1])
 bundled = importlib.util.module_from_spec(spec)
@@ -62,6 +62,17 @@ def test_the_bundled_model_computes_the_same_bits(tmp_path):
     in_a_clean_process(text, tmp_path, code, tmp_path / "given.pt", arguments, shapes, tmp_path / "out.pt")
     expected = run(model, SHAPES, features(SHAPES))
     assert torch.equal(torch.load(tmp_path / "out.pt"), expected)
+
+
+def test_a_bundle_refuses_a_backend_that_it_does_not_carry_and_names_one_that_it_does(tmp_path):
+    code = """
+        try:
+            bundled.window_attention(None, None, None, None, "merged")
+        except bundled.UserError as error:
+            print(error)
+    """
+    said = in_a_clean_process(bundle("phantom_mega.attention"), tmp_path, code)
+    assert said.startswith("attention_backend=merged comes with phantom_mega") and "use sdpa or varlen" in said
 
 
 def test_a_reader_recognises_the_sources():

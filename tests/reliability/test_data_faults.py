@@ -63,7 +63,7 @@ def test_a_hung_decoder_is_named_with_its_sample(own_data, monkeypatch):
 
 
 def test_a_worker_that_died_without_a_word_is_told_at_once(own_data, monkeypatch):
-    monkeypatch.setattr(PackLoader, "_work", lambda self, start: None)
+    monkeypatch.setattr(PackLoader, "_work", lambda self, start, put: None)
     loader = loader_of(own_data, worker_timeout=30.0)
     started = time.monotonic()
     with pytest.raises(DataWorkerError, match="the data worker is gone without a word"):

@@ -55,19 +55,23 @@ class Counts:
         """Of cross pairs, by labels by hand."""
         return None if self.labelled is None else precision.precision_of(self.labelled)
 
-    def lines(self) -> list[str]:
-        """The funnel and the totals, for a terminal."""
-        width = max([len(counts.stage) for counts in self.stages] + [8]) + 2
-        lines = [f"{'stage':<{width}}{'accepted':>12}{'rejected':>12}  reasons"]
-        for counts in self.stages:
-            why = ", ".join(f"{shown(reason, 60)} {count:,}" for reason, count in counts.ordered())
-            lines.append(f"{counts.stage:<{width}}{counts.accepted:>12,}{counts.rejected:>12,}  {why}".rstrip())
+    def totals(self) -> list[str]:
+        """What the splits hold, and the precision, for a terminal."""
+        lines = []
         for split, sums in self.splits.items():
             totals = [f"{getattr(sums, name) or 0:,} {name}" for name in ("samples", "references", "cross")]
             lines.append(f"{split}: {', '.join(totals)}")
-        if self.precision:
-            lines.append(self.precision.line())
-        return lines
+        return [*lines, self.precision.line()] if self.precision else lines
+
+
+def funnel(stages: Sequence[StageCounts]) -> list[str]:
+    """Rows that each stage accepted and rejected, with the reasons, for a terminal."""
+    width = max([len(counts.stage) for counts in stages] + [8]) + 2
+    lines = [f"{'stage':<{width}}{'accepted':>12}{'rejected':>12}  reasons"]
+    for counts in stages:
+        why = ", ".join(f"{shown(reason, 60)} {count:,}" for reason, count in counts.ordered())
+        lines.append(f"{counts.stage:<{width}}{counts.accepted:>12,}{counts.rejected:>12,}  {why}".rstrip())
+    return lines
 
 
 def count(output: Path, stages: Sequence[Stage], config: Any, parts: int, defaults: Any = None) -> Counts:

@@ -8,7 +8,7 @@ from phantom_mega.curation.config import CURATION
 from phantom_mega.curation.engine.part import CRASHED, FAILED, UNAVAILABLE
 from phantom_mega.curation.report.counts import MAX_FAILURES, Example, Sums, count_stages, sum_input, sum_samples
 from phantom_mega.curation.report.reading import Tables
-from phantom_mega.curation.report.summary import count, differences
+from phantom_mega.curation.report.summary import count, differences, funnel
 from phantom_mega.errors import UserError
 from tests.curation.report.stages import STAGES
 from tests.curation.tables import PARTS, write_stage
@@ -82,7 +82,7 @@ def test_a_stage_that_has_not_run_to_its_end_is_named_and_left_out(tmp_path):
     assert [one.stage for one in counts.stages] == ["captions"]
     assert counts.missing["selected"] == "1 of 2 parts are there" and counts.missing["pairs"] == "has not run"
     assert counts.missing["shards of train"] == "have not been written" and counts.candidates is None
-    assert counts.lines()[1].split() == ["captions", "1", "0"] and counts.precision is None
+    assert funnel(counts.stages)[1].split() == ["captions", "1", "0"] and counts.precision is None
 
 
 def test_a_damaged_table_is_named(tmp_path):
