@@ -2,7 +2,7 @@
 
 The interpreter of Triton 3.6 computes with NumPy. Three of its parts are mended here, for the process that runs kernels
 and for it alone:
-- a scalar is an array of one element, which NumPy from 2.4 on no longer turns into an index;
+- a scalar is an array of one element, which NumPy 2.5 no longer turns into an index;
 - `dot` multiplies the bit patterns of bfloat16, which it holds as uint16;
 - conversions to bfloat16 are rounded towards zero, where the GPU rounds to the nearest.
 """
