@@ -117,8 +117,7 @@ def dq_kernel(
     query = read(q, row, inside, stride, HEAD_DIM, True)
     dout = read(grad, row, inside, stride, HEAD_DIM, True)
     acc = tl.zeros([TILE, HEAD_DIM], dtype=tl.float32)
-    # An infinite level makes p zero for rows outside.
-    own_level = tl.load(level + at, mask=inside, other=float("inf"))
+    own_level = tl.load(level + at, mask=inside, other=0.0)
     own_delta = tl.load(delta + at, mask=inside, other=0.0)
     acc = _query_range(
         query, dout, own_level, own_delta, acc, k, v, rows, shared_first, shared_last, stride, qk_scale,
@@ -126,7 +125,7 @@ def dq_kernel(
     )  # fmt: skip
     for window in range(window_first, window_last):
         place = at + tl.where(is_shared, tl.load(windows + 2 * window + 1), 0)
-        own_level = tl.load(level + place, mask=inside, other=float("inf"))
+        own_level = tl.load(level + place, mask=inside, other=0.0)
         own_delta = tl.load(delta + place, mask=inside, other=0.0)
         first, last = tl.load(windows + 2 * window), tl.load(windows + 2 * window + 2)
         acc = _query_range(
@@ -149,7 +148,8 @@ def _key_steps(
         row = read_index(rows, at, inside, MASKED)
         query = read(q, row, inside, stride, HEAD_DIM, MASKED)
         if MASKED:
-            own_level = tl.load(level + at, mask=inside, other=float("inf"))
+            # Queries that are not there have no dO and no delta, so they add nothing.
+            own_level = tl.load(level + at, mask=inside, other=0.0)
             own_delta = tl.load(delta + at, mask=inside, other=0.0)
         else:
             own_level = tl.load(level + at)
