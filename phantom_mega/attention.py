@@ -108,11 +108,17 @@ def _te_module(heads: int, head_dim: int):
 
 
 def _te(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, windows: Windows) -> torch.Tensor:
-    """Transformer Engine's attention over packed sequences."""
+    """Transformer Engine's attention over packed sequences, in bf16 also where the linears are in FP8."""
+    try:
+        import transformer_engine.pytorch as te
+    except ImportError:
+        raise UserError("attention_backend=te needs Transformer Engine (extra `te`); use varlen") from None
     cu, longest = windows.cu_seqlens, windows.max_seqlen
-    out = _te_module(q.shape[1], q.shape[2])(
-        q, k, v, cu_seqlens_q=cu, cu_seqlens_kv=cu, max_seqlen_q=longest, max_seqlen_kv=longest
-    )
+    # One module serves all layers: under an open FP8 context it would keep scales, and mix those of all layers.
+    with te.autocast(enabled=False):
+        out = _te_module(q.shape[1], q.shape[2])(
+            q, k, v, cu_seqlens_q=cu, cu_seqlens_kv=cu, max_seqlen_q=longest, max_seqlen_kv=longest
+        )
     return out.reshape(q.shape)
 
 

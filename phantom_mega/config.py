@@ -88,6 +88,8 @@ class ParallelConfig:
 
     tensor_model_parallel_size: int = 1
     """Ranks that share each layer's matrices (attention heads and MLP columns)."""
+    context_parallel_size: int = 1
+    """Ranks that share each pack's tokens, and inside attention its heads (all-to-all); for packs too long for one."""
     pipeline_model_parallel_size: int = 1
     """Ranks that hold consecutive groups of layers."""
     virtual_pipeline_model_parallel_size: int | None = None
@@ -119,6 +121,22 @@ class PrecisionConfig:
 
     bf16: bool = False
     """Compute in bfloat16 with fp32 main parameters and fp32 gradient reduction; false computes in fp32."""
+    fp8: str | None = None
+    """FP8 of the blocks' linears (needs bf16): `hybrid` (gradients E5M2, the rest E4M3), `e4m3`, or null for none."""
+    fp8_recipe: str = "tensorwise"
+    """Scales by `tensorwise` (current maximum), `delayed` (past maxima) or `blockwise` (1x128, weights 128x128)."""
+    fp8_margin: int = 0
+    """With `delayed`: scales are smaller by 2 to this power than the maxima ask for."""
+    fp8_amax_history_len: int = 1024
+    """With `delayed`: past maxima of each tensor that are remembered."""
+    fp8_amax_compute_algo: str = "max"
+    """With `delayed`: the scale follows the `max` of the history, or the `most_recent` entry."""
+    first_last_layers_bf16: bool = False
+    """Keep the first and last layers in bf16 under fp8 (not with `delayed`)."""
+    num_layers_at_start_in_bf16: int = 1
+    """First layers that `first_last_layers_bf16` keeps in bf16."""
+    num_layers_at_end_in_bf16: int = 1
+    """Last layers that `first_last_layers_bf16` keeps in bf16."""
 
 
 @dataclass

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from phantom_mega.config import DataConfig, ModelConfig, ParallelConfig
 from phantom_mega.errors import UserError
+from phantom_mega.hf.head_parallel import nearest_divisor
 from phantom_mega.hf.transformer_phantom import check_sizes
 
 
@@ -21,7 +24,7 @@ def check_layout(
 
     Args:
         model, parallel: the model and its layout.
-        data: also check that sequence parallelism can split its packs.
+        data: also check that context and sequence parallelism can split its packs.
         world_size: also check that the ranks can form the layout.
 
     Raises:
@@ -30,12 +33,13 @@ def check_layout(
     check_sizes(model.hidden_size, model.num_attention_heads, model.rope_axes_dim)
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     vpp = parallel.virtual_pipeline_model_parallel_size
-    for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
+    for name in ("tensor_model_parallel_size", "context_parallel_size", "pipeline_model_parallel_size"):
         if getattr(parallel, name) < 1:
             raise UserError(f"parallel.{name}={getattr(parallel, name)} must be at least 1")
     for name in ("num_attention_heads", "ffn_hidden_size"):
         if getattr(model, name) % tp:
             raise UserError(f"model.{name}={getattr(model, name)} is not a multiple of tensor_model_parallel_size={tp}")
+    _check_context(model, parallel)
     if vpp is not None and pp == 1:
         raise UserError(
             f"virtual_pipeline_model_parallel_size={vpp} needs pipeline_model_parallel_size > 1; "
@@ -53,13 +57,8 @@ def check_layout(
     if parallel.overlap_param_gather and not parallel.overlap_grad_reduce:
         raise UserError("overlap_param_gather=true needs overlap_grad_reduce=true; set it too")
     _check_recompute(model, parallel)
-    if data is not None and parallel.sequence_parallel:
-        for name in ("seq_length", "text_seq_length"):
-            if getattr(data, name) % tp:
-                raise UserError(
-                    f"data.{name}={getattr(data, name)} is not a multiple of tensor_model_parallel_size={tp}, over "
-                    f"which sequence_parallel splits it; use {-(-getattr(data, name) // tp) * tp}"
-                )
+    if data is not None:
+        _check_lengths(data, parallel)
     if world_size is not None:
         check_world_size(parallel, world_size)
 
@@ -69,11 +68,35 @@ def check_world_size(parallel: ParallelConfig, world_size: int) -> None:
     UserError: the ranks cannot form whole model replicas.
     """
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    if world_size % (tp * pp):
+    cp = parallel.context_parallel_size
+    if world_size % (tp * cp * pp):
         raise UserError(
-            f"{world_size} ranks cannot form groups of tensor_model_parallel_size x pipeline_model_parallel_size = "
-            f"{tp} x {pp}; start a multiple of {tp * pp}"
+            f"{world_size} ranks cannot form groups of tensor_model_parallel_size x context_parallel_size x "
+            f"pipeline_model_parallel_size = {tp} x {cp} x {pp}; start a multiple of {tp * cp * pp}"
         )
+
+
+def _check_context(model: ModelConfig, parallel: ParallelConfig) -> None:
+    heads, tp, cp = model.num_attention_heads, parallel.tensor_model_parallel_size, parallel.context_parallel_size
+    if heads % (tp * cp):
+        raise UserError(
+            f"model.num_attention_heads={heads} is not a multiple of tensor_model_parallel_size x "
+            f"context_parallel_size = {tp} x {cp}, over which attention shares heads; the nearest "
+            f"context_parallel_size is {nearest_divisor(heads // tp, cp)}"
+        )
+
+
+def _check_lengths(data: DataConfig, parallel: ParallelConfig) -> None:
+    names = [*(["tensor_model_parallel_size"] if parallel.sequence_parallel else []), "context_parallel_size"]
+    sizes = {name: getattr(parallel, name) for name in names if getattr(parallel, name) > 1}
+    parts, product = math.prod(sizes.values()), " x ".join(sizes)
+    for name in ("seq_length", "text_seq_length"):
+        length = getattr(data, name)
+        if length % parts:
+            raise UserError(
+                f"data.{name}={length} is not a multiple of {product} = {' x '.join(map(str, sizes.values()))}, over "
+                f"which tokens are split; use {-(-length // parts) * parts}"
+            )
 
 
 def _check_recompute(model: ModelConfig, parallel: ParallelConfig) -> None:

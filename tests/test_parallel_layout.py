@@ -17,6 +17,11 @@ MODEL = ModelConfig()
             r"num_attention_heads=4 is not a multiple of tensor_model_parallel_size=3",
         ),
         (dict(tensor_model_parallel_size=0), r"tensor_model_parallel_size=0 must be at least 1"),
+        (dict(context_parallel_size=0), r"context_parallel_size=0 must be at least 1"),
+        (
+            dict(tensor_model_parallel_size=2, context_parallel_size=4),
+            r"num_attention_heads=4 is not a multiple of .* = 2 x 4, .* the nearest context_parallel_size is 2",
+        ),
         (dict(pipeline_model_parallel_size=3), r"num_layers=4 is not a multiple of .* = 3 x 1"),
         (
             dict(pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=4),
@@ -46,11 +51,24 @@ def test_packs_that_sequence_parallelism_cannot_split_are_refused_with_the_next_
         check_layout(MODEL, parallel, DataConfig(seq_length=2048, text_seq_length=510))
 
 
+def test_packs_that_context_parallelism_cannot_split_are_refused_with_the_next_length_that_fits():
+    parallel = ParallelConfig(context_parallel_size=4)
+    check_layout(MODEL, parallel, DataConfig(seq_length=2044, text_seq_length=512))
+    with pytest.raises(UserError, match=r"seq_length=2046 is not a multiple of context_parallel_size = 4, .* use 2048"):
+        check_layout(MODEL, parallel, DataConfig(seq_length=2046, text_seq_length=512))
+    both = ParallelConfig(tensor_model_parallel_size=2, context_parallel_size=2, sequence_parallel=True)
+    with pytest.raises(UserError, match=r"seq_length=2046 .* tensor_.* x context_parallel_size = 2 x 2, .* use 2048"):
+        check_layout(MODEL, both, DataConfig(seq_length=2046, text_seq_length=512))
+    check_layout(MODEL, ParallelConfig(tensor_model_parallel_size=4), DataConfig(seq_length=2045, text_seq_length=511))
+
+
 def test_ranks_that_form_no_whole_replica_are_refused():
     parallel = ParallelConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=2)
     check_layout(MODEL, parallel, world_size=8)
-    with pytest.raises(UserError, match=r"6 ranks cannot form groups .* = 2 x 2; start a multiple of 4"):
+    with pytest.raises(UserError, match=r"6 ranks cannot form groups .* = 2 x 1 x 2; start a multiple of 4"):
         check_layout(MODEL, parallel, world_size=6)
+    with pytest.raises(UserError, match=r"6 ranks cannot form groups .* = 1 x 4 x 1; start a multiple of 4"):
+        check_layout(MODEL, ParallelConfig(context_parallel_size=4), world_size=6)
 
 
 def test_interleaved_schedule_needs_whole_groups_of_microbatches():

@@ -47,6 +47,7 @@ def target_config(config: RunConfig, tensor: int, pipeline: int, virtual: int | 
     parallel = dataclasses.replace(
         config.parallel,
         tensor_model_parallel_size=tensor,
+        context_parallel_size=1,  # it shares no weights, so no file depends on it
         pipeline_model_parallel_size=pipeline,
         virtual_pipeline_model_parallel_size=virtual,
         sequence_parallel=config.parallel.sequence_parallel and tensor > 1,

@@ -47,6 +47,8 @@ def summary(reader: CheckpointReader) -> str:
     layout = f"tensor {parallel.tensor_model_parallel_size}, pipeline {parallel.pipeline_model_parallel_size}"
     if parallel.virtual_pipeline_model_parallel_size:
         layout += f" x {parallel.virtual_pipeline_model_parallel_size} chunks"
+    if parallel.context_parallel_size > 1:
+        layout += f", context {parallel.context_parallel_size}"
     rows = [
         ("checkpoint", str(reader.folder)),
         ("iteration", f"{state.get('iteration')} ({state.get('consumed_samples')} samples)"),

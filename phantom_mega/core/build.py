@@ -12,6 +12,7 @@ from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 from megatron.core.transformer import TransformerConfig
 
 from phantom_mega.config import ModelConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
+from phantom_mega.core.fp8 import require_fp8
 from phantom_mega.core.init import init_weights
 from phantom_mega.core.mmdit import PhantomMMDiT, layer_range
 from phantom_mega.core.parallel_config import ddp_config, transformer_config
@@ -24,8 +25,9 @@ def build_model(
     """This rank's chunks with initial weights, on its device; process groups exist (`initialize_distributed`).
 
     Raises:
-        UserError: the layout cannot be built.
+        UserError: the layout cannot be built, or this machine cannot compute in that precision.
     """
+    require_fp8(precision)
     config, spec = transformer_config(model, parallel, precision), block_spec(parallel.transformer_impl)
     pp_rank = parallel_state.get_pipeline_model_parallel_rank()
     chunks = []

@@ -1,21 +1,22 @@
 """One dual-stream block on tensor-parallel linears: what `hf.transformer_phantom.DualStreamBlock` is in plain PyTorch.
 
-S: visual tokens, L: text-stream tokens, N: heads, D: head dim, C: model width, B: samples. With sequence parallelism a
-rank holds S/tp and L/tp tokens between the linears and all tokens of N/tp heads inside attention, so a window is always
-whole on every rank.
+S: visual tokens, L: text-stream tokens, N: heads, D: head dim, C: model width, B: samples. With context parallelism a
+rank has 1/cp of a pack's tokens, with sequence parallelism 1/tp of these between the linears. Inside attention it has
+all tokens of N/(tp cp) heads, so a window is always whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from megatron.core.tensor_parallel import checkpoint
 from megatron.core.transformer import MegatronModule, TransformerConfig
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from torch import nn
 
-from phantom_mega.attention import Windows, window_attention
+from phantom_mega.attention import Windows
+from phantom_mega.core import fp8
 from phantom_mega.core.specs import DualStreamBlockSubmodules, StreamBlockSubmodules
 from phantom_mega.hf.transformer_phantom import RMSNorm, modulate
 from phantom_mega.rope import apply_rope
@@ -26,16 +27,16 @@ class BlockInputs:
     """What every block of a pack reads beside the two streams.
 
     Attributes:
-        visual_sample: int64 [S or S/tp], sample of each visual token of this rank.
-        text_sample: int64 [L or L/tp], the same for the text stream.
-        windows: the plain and the shifted grid.
-        backend: a resolved name of `attention.BACKENDS`.
+        visual_sample: int64 [visual tokens between linears], sample of each visual token of this rank.
+        text_sample: int64 [text tokens between linears], the same for the text stream.
+        windows: the plain and the shifted grid of the whole pack, with rotations of this rank's [S/cp] tokens.
+        attend: from (q, k, v) of both streams and the windows to both outputs (`context_parallel.attention`).
     """
 
     visual_sample: torch.Tensor
     text_sample: torch.Tensor
     windows: tuple[Windows, Windows]
-    backend: str
+    attend: Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 class Modulation(MegatronModule):
@@ -115,18 +116,16 @@ class DualStreamBlock(MegatronModule):
         base_text: torch.Tensor,
         inputs: BlockInputs,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """visual [S or S/tp, C], text [L or L/tp, C] -> the same shapes. `base_*` [B, 6, C]."""
+        """visual [this rank's visual tokens, C], text [its text tokens, C] -> the same shapes. `base_*` [B, 6, C]."""
         windows = inputs.windows[self.parity]
         mod_visual = self.visual.modulation(base_visual, inputs.visual_sample)
         mod_text = self.text.modulation(base_text, inputs.text_sample)
         q, k, v = self.visual.qkv(visual, mod_visual)
-        seq_length = len(q)
         q, k = (apply_rope(x, windows.cos, windows.sin) for x in (q, k))
-        joint = (torch.cat(pair) for pair in zip((q, k, v), self.text.qkv(text, mod_text), strict=True))
-        attended = window_attention(*joint, windows, inputs.backend)
-        visual = self.visual.finish(visual, attended[:seq_length], mod_visual)
+        attended_visual, attended_text = inputs.attend((q, k, v), self.text.qkv(text, mod_text), windows)
+        visual = self.visual.finish(visual, attended_visual, mod_visual)
         if not self.text.qkv_only:
-            text = self.text.finish(text, attended[seq_length:], mod_text)
+            text = self.text.finish(text, attended_text, mod_text)
         return visual, text
 
 
@@ -152,10 +151,16 @@ class Blocks(MegatronModule):
         inputs: BlockInputs,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `DualStreamBlock`; the first `recompute_num_layers` blocks keep only their inputs until backward."""
-        for i, block in enumerate(self.children()):
-            args = (visual, text, base_visual, base_text)
-            if i < self.recomputed and torch.is_grad_enabled():
-                visual, text = checkpoint(lambda *tensors, block=block: block(*tensors, inputs), False, *args)
-            else:
-                visual, text = block(*args, inputs)
+        with fp8.stage_context(self.config):
+            for i, (layer, block) in enumerate(self.named_children()):
+
+                def run(*tensors: torch.Tensor, layer: str = layer, block: DualStreamBlock = block):
+                    with fp8.block_context(self.config, int(layer)):
+                        return block(*tensors, inputs)
+
+                args = (visual, text, base_visual, base_text)
+                if i < self.recomputed and torch.is_grad_enabled():
+                    visual, text = fp8.checkpoint(self.config, run, *args)
+                else:
+                    visual, text = run(*args)
         return visual, text

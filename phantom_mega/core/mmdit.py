@@ -2,16 +2,18 @@
 
 Which rank holds what. Blocks: linears are split over tensor ranks, everything else is replicated there. Embedders live
 on the first pipeline stage, the final layer on the last. The timestep embedder and the modulation heads are on every
-stage (recomputed from the timestep instead of sent along), and their gradients are summed over stages.
+stage (recomputed from the timestep instead of sent along), and their gradients are summed over stages. With context
+parallelism ranks hold the same weights and each a part of the tokens (`context_parallel`); their gradients are summed
+like those of data-parallel ranks.
 
-S: visual tokens, L: text-stream tokens, C: model width, B: samples of the pack, tp: tensor-parallel size.
+S: visual tokens, L: text-stream tokens, C: model width, B: samples of the pack, tp and cp: tensor- and context-parallel
+sizes; S' and L': this rank's tokens, S/cp and L/cp, or S/(tp cp) and L/(tp cp) with sequence parallelism.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from megatron.core import parallel_state
 from megatron.core.enums import ModelType
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer import MegatronModule, TransformerConfig
@@ -20,6 +22,7 @@ from torch import nn
 
 from phantom_mega.attention import resolve_backend
 from phantom_mega.config import ModelConfig
+from phantom_mega.core.context_parallel import attention, rank_tokens, rotated_windows
 from phantom_mega.core.layers import BlockInputs, Blocks
 from phantom_mega.geometry import PATCH
 from phantom_mega.hf.transformer_phantom import MLP, modulate, timestep_features
@@ -92,32 +95,24 @@ class PhantomMMDiT(MegatronModule):
         """Take the previous stage's output, in a list of one; called by the schedule before `forward`."""
         self.input_tensor = input_tensor[0]
 
-    def _tokens(self, length: int) -> slice:
-        """This tensor rank's part of a sequence of `length` tokens; all of it without sequence parallelism."""
-        if not self.config.sequence_parallel:
-            return slice(0, length)
-        part = length // self.config.tensor_model_parallel_size
-        rank = parallel_state.get_tensor_model_parallel_rank()
-        return slice(rank * part, (rank + 1) * part)
-
     def _condition(self, timestep: torch.Tensor) -> torch.Tensor:
         """[B, C] embedding of timesteps [B], the input of all modulation heads."""
         features = timestep_features(timestep, self.model.timestep_dim).to(self.config.params_dtype)
         return F.silu(self.timestep_embedder(features))
 
     def _embed(self, inputs: PackInputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """This rank's tokens of both streams, [S or S/tp, C] and [L or L/tp, C].
+        """This rank's tokens of both streams, [S', C] and [L', C].
 
-        The text stream is short, so each tensor rank embeds all of it and keeps its part. All parameters take part for
-        every pack, also without references: overlapped gradient reduction waits for each of them.
+        The text stream is short, so each rank embeds all of it and keeps its part. All parameters take part for every
+        pack, also without references: overlapped gradient reduction waits for each of them.
         """
         layout, dtype = inputs.layout, self.config.params_dtype
-        visual = self.visual_embedder(inputs.visual[self._tokens(layout.seq_length)].to(dtype))
+        visual = self.visual_embedder(inputs.visual[rank_tokens(layout.seq_length, self.config)].to(dtype))
         caption = self.text_embedder(inputs.text.to(dtype))
         stream = caption.new_zeros(layout.text_seq_length, self.config.hidden_size)
         stream = stream.index_copy(0, layout.text_index, caption)
         stream = stream.index_copy(0, layout.clip_index, self.clip_projector(inputs.clip.to(dtype)))
-        return visual, stream[self._tokens(layout.text_seq_length)]
+        return visual, stream[rank_tokens(layout.text_seq_length, self.config)]
 
     def forward(self, inputs: PackInputs) -> torch.Tensor:
         """Run this chunk on one pack.
@@ -126,11 +121,12 @@ class PhantomMMDiT(MegatronModule):
             inputs: the pack; chunks after the first read only its layout and timesteps.
 
         Returns:
-            On the last chunk the velocity [S, 4 * latent_channels], whole on every tensor rank; else the hidden state
-            [S + L, 1, C], visual then text (with sequence parallelism [(S + L) / tp, 1, C] of this rank's tokens).
+            On the last chunk the velocity [S/cp, 4 * latent_channels] of `context_parallel.context_tokens(S)`, the same
+            on every tensor rank; else the hidden state [S' + L', 1, C], visual then text.
         """
         layout, config = inputs.layout, self.config
-        visual_tokens, text_tokens = self._tokens(layout.seq_length), self._tokens(layout.text_seq_length)
+        visual_tokens = rank_tokens(layout.seq_length, config)
+        text_tokens = rank_tokens(layout.text_seq_length, config)
         emb = self._condition(inputs.timestep)
         base_visual, base_text = (
             head(emb).unflatten(-1, (6, config.hidden_size)) for head in (self.visual_modulation, self.text_modulation)
@@ -144,7 +140,12 @@ class PhantomMMDiT(MegatronModule):
             )
         backend = resolve_backend(self.attention_backend, visual.device, visual.dtype)
         visual_sample = layout.visual_sample[visual_tokens]
-        block_inputs = BlockInputs(visual_sample, layout.text_sample[text_tokens], layout.windows, backend)
+        block_inputs = BlockInputs(
+            visual_sample,
+            layout.text_sample[text_tokens],
+            rotated_windows(layout),
+            attention(layout, config, backend),
+        )
         visual, text = self.blocks(visual, text, base_visual, base_text, block_inputs)
         if not self.post_process:
             # Not a view: the schedule frees this tensor once it is sent.
@@ -156,7 +157,7 @@ class PhantomMMDiT(MegatronModule):
         shift, scale = (row.index_select(0, visual_sample) for row in base.unbind(1))
         velocity = self.final_proj(modulate(visual, shift, scale, self.config.layernorm_epsilon))
         if self.config.sequence_parallel:
-            # Every tensor rank computes the same loss of all tokens, so the backward pass only takes its part again.
+            # Every tensor rank computes the same loss of these tokens, so the backward pass only takes its part again.
             velocity = gather_from_sequence_parallel_region(velocity, tensor_parallel_output_grad=False)
         return velocity
 

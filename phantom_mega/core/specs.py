@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 
+from phantom_mega.core import fused_libraries
 from phantom_mega.errors import UserError
 
 TRANSFORMER_IMPLS = ("auto", "local", "transformer_engine")
@@ -34,15 +34,6 @@ class DualStreamBlockSubmodules:
     text: ModuleSpec
 
 
-def transformer_engine_available() -> bool:
-    """Whether Transformer Engine can be imported and a GPU is there (its layers cannot be built without one)."""
-    if not torch.cuda.is_available():
-        return False
-    from megatron.core.extensions.transformer_engine import HAVE_TE
-
-    return bool(HAVE_TE)
-
-
 def resolve_transformer_impl(name: str) -> str:
     """`local` or `transformer_engine`; `auto` takes the latter where it can run.
 
@@ -51,7 +42,8 @@ def resolve_transformer_impl(name: str) -> str:
     """
     if name not in TRANSFORMER_IMPLS:
         raise UserError(f"transformer_impl={name!r} is unknown; use one of {', '.join(TRANSFORMER_IMPLS)}")
-    available = transformer_engine_available()
+    # Its layers cannot be built without a GPU.
+    available = fused_libraries.find().transformer_engine is not None
     if name == "transformer_engine" and not available:
         raise UserError(
             "transformer_impl=transformer_engine needs a GPU and Transformer Engine (pip install phantom-mega[te]); "
@@ -60,6 +52,18 @@ def resolve_transformer_impl(name: str) -> str:
     if name == "auto":
         return "transformer_engine" if available else "local"
     return name
+
+
+def fuses_weight_gradients(transformer_impl: str, bf16: bool) -> bool:
+    """Whether the GEMM of a weight's gradient adds to the fp32 gradient buffer itself, without a bf16 copy between.
+
+    Transformer Engine's linears can; megatron-core's own need an extension of apex for it.
+
+    Raises:
+        UserError: see `resolve_transformer_impl`.
+    """
+    engine = resolve_transformer_impl(transformer_impl) == "transformer_engine"
+    return bf16 and (engine or fused_libraries.find().apex_weight_gradient)
 
 
 def block_spec(transformer_impl: str = "auto") -> ModuleSpec:

@@ -198,6 +198,7 @@ def with_layout(run: RunConfig, tensor: int, pipeline: int) -> RunConfig:
     parallel = dataclasses.replace(
         run.parallel,
         tensor_model_parallel_size=tensor,
+        context_parallel_size=1,  # it shares no weights, so no file depends on it
         pipeline_model_parallel_size=pipeline,
         virtual_pipeline_model_parallel_size=None,
         sequence_parallel=run.parallel.sequence_parallel and tensor > 1,

@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from phantom_mega.checkpoint import folder, integrity, safe
 from phantom_mega.config import RunConfig
 from phantom_mega.config_io import load_run_config, to_yaml
+from phantom_mega.core import fp8
 from phantom_mega.errors import UserError
 from phantom_mega.processes import end_with_parent
 from phantom_mega.training.optimizer import reset_average, reset_moments
@@ -113,6 +114,8 @@ def _sharded_state(chunks: list, optimizer, is_loading: bool) -> dict:
     """Megatron's sharded state of weights and, unless `optimizer` is None, of the optimizer."""
     metadata = dict(METADATA)  # megatron puts process groups into it
     model = {f"model{i}": chunk.sharded_state_dict(metadata=metadata) for i, chunk in enumerate(chunks)}
+    for part in model.values():
+        fp8.save_scales_as_tensors(part)
     if optimizer is None:
         return model
     whole = {key: value for part in model.values() for key, value in part.items()} if len(chunks) == 1 else model
@@ -282,7 +285,7 @@ def load_checkpoint(path: Path, chunks: list, optimizer, scheduler, config: RunC
     strategy = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), _data_parallel_group())
     loaded = dist_checkpointing.load(content, str(path), strategy)
     for i, chunk in enumerate(chunks):
-        chunk.load_state_dict(loaded[f"model{i}"])
+        chunk.load_state_dict(fp8.restore_scales(chunk, loaded[f"model{i}"]))
     if model_only:
         optimizer.reload_model_params()
         reset_average(optimizer)
@@ -302,10 +305,11 @@ def keep_schedule(saved: list[dict], current: list[dict]) -> None:
     """Give saved parameter groups the learning rates and weight decay of the current recipe.
 
     megatron recognizes a group by all its settings, so that a checkpoint would not load into a phase with another
-    learning rate. Groups differ in `wd_mult` and `lr_mult` alone; those pair them here.
+    learning rate. Groups differ in `wd_mult` and `lr_mult` alone; those pair them here. The step count becomes an
+    integer: torch's AdamW saves a float, which fused optimizers do not take.
 
     Args:
-        saved: groups of the checkpoint; changed in place, except their `step`.
+        saved: groups of the checkpoint; changed in place.
         current: groups of the optimizer that will read them.
     """
 
@@ -316,6 +320,8 @@ def keep_schedule(saved: list[dict], current: list[dict]) -> None:
     for group in saved:
         match = settings.get(kind(group), {})
         group.update({name: value for name, value in match.items() if name not in ("params", "step")})
+        if "step" in group:
+            group["step"] = int(group["step"])
 
 
 def check_same_model(path: Path, config: RunConfig) -> None:

@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 
 from phantom_mega.core.schedule import forward_backward
-from phantom_mega.core.specs import resolve_transformer_impl
 from phantom_mega.training.flops import training_flops
 from phantom_mega.training.trainer import Trainer
 
@@ -32,13 +31,10 @@ def describe(trainer: Trainer) -> str:
             f"model        {config.model.num_layers} blocks, width {config.model.hidden_size}, "
             f"{own / 1e6:.1f}M parameters on this rank",
             f"layout       {dist.get_world_size()} ranks = TP {parallel.tensor_model_parallel_size} x "
-            f"PP {parallel.pipeline_model_parallel_size} x DP {dp}"
+            f"CP {parallel.context_parallel_size} x PP {parallel.pipeline_model_parallel_size} x DP {dp}"
             + (", sequence parallel" if parallel.sequence_parallel else "")
             + (", full recompute" if parallel.recompute_granularity else ""),
-            f"linears      {resolve_transformer_impl(parallel.transformer_impl)}, "
-            f"{'bf16 with fp32 main parameters' if config.precision.bf16 else 'fp32'}",
-            f"attention    {trainer.chunks[0].attention_backend}, windows of {config.model.window_frames} frames, "
-            f"{config.model.reference_injection}",
+            f"windows      {config.model.window_frames} frames, {config.model.reference_injection}",
             f"iteration    {train.global_batch_size} packs of {config.data.seq_length} visual and "
             f"{config.data.text_seq_length} text-stream tokens, {train.global_batch_size // dp} a rank",
             f"run          iterations {trainer.iteration} to {train.train_iters}, {epochs:.2f} epochs of {packs} packs",

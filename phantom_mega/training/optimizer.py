@@ -46,12 +46,10 @@ def _allocate_state(part: DistributedOptimizer, with_ema: bool) -> None:
             part.optimizer.name_to_dtype_map["ema"] = torch.float32
     for param in _main_params(part):
         state = part.optimizer.state[param]
-        if hasattr(part.optimizer, "initialize_state"):  # Transformer Engine's FusedAdam
-            part.optimizer.initialize_state(param, False)
-        else:
+        for key in MOMENTS:
+            state[key] = torch.zeros_like(param, dtype=torch.float32)
+        if isinstance(part.optimizer, torch.optim.AdamW):  # fused ones count steps by parameter group
             state["step"] = torch.tensor(0.0)
-            for key in MOMENTS:
-                state[key] = torch.zeros_like(param)
         if with_ema:
             state["ema"] = param.detach().clone().float()
 

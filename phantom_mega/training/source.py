@@ -14,6 +14,7 @@ from phantom_mega.conditioning.ahead import EncodeAhead, encode_next
 from phantom_mega.conditioning.head import InputHead, SampleFeatures
 from phantom_mega.conditioning.share import exchange
 from phantom_mega.config import RunConfig
+from phantom_mega.core.parallel_config import replica_group
 from phantom_mega.data.index import TripletIndex
 from phantom_mega.data.loader import PackLoader
 from phantom_mega.data.plan import Pack, PackPlan
@@ -66,7 +67,7 @@ class BatchSource:
             parallel_state.get_data_parallel_world_size(),
             parallel_state.get_data_parallel_rank(),
         )
-        self.group = parallel_state.get_model_parallel_group()
+        self.group = replica_group()
         self.mp_size, self.mp_rank = (
             torch.distributed.get_world_size(self.group),
             torch.distributed.get_rank(self.group),

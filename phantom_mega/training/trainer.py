@@ -14,16 +14,22 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.optimizer import clip_grads
 from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 
+from phantom_mega.attention import resolve_backend
 from phantom_mega.checkpoint.folder import LATEST
 from phantom_mega.config import RunConfig
 from phantom_mega.config_io import to_yaml
+from phantom_mega.core import fused_libraries
 from phantom_mega.core.build import build_model, sync_parameters, wrap_ddp
+from phantom_mega.core.kernels import kernel_lines
 from phantom_mega.core.parallel_config import initialize_distributed
 from phantom_mega.core.schedule import StepStats, forward_backward
+from phantom_mega.core.specs import resolve_transformer_impl
 from phantom_mega.errors import UserError
 from phantom_mega.parallel_layout import check_layout, check_num_microbatches
+from phantom_mega.precision import check_precision
 from phantom_mega.training import checkpoint
 from phantom_mega.training import optimizer as optim
 from phantom_mega.training.flops import training_flops
@@ -58,6 +64,7 @@ class Trainer:
         self.optimizer = optim.build_optimizer(self.wrapped, config)
         self.scheduler = optim.build_scheduler(self.optimizer, config)
         self.core_config.grad_scale_func = self.optimizer.scale_loss
+        self.say("\n".join(self.kernels()))
         self.guard = StepGuard(train.spike_sigma, train.spike_warmup, train.max_skipped_in_a_row)
         self.source = BatchSource(config, self.device)
         check_num_microbatches(config.parallel, train.global_batch_size // self.source.dp_size)
@@ -69,6 +76,18 @@ class Trainer:
         self.watch.progress("loading a checkpoint")
         self._load()
         self.watch.stop()
+
+    def kernels(self) -> list[str]:
+        """Which implementation serves which part of this run, a line each."""
+        parallel = self.config.parallel
+        return kernel_lines(
+            self.core_config,
+            resolve_transformer_impl(parallel.transformer_impl),
+            resolve_backend(parallel.attention_backend, self.device, self.core_config.params_dtype),
+            type(self.optimizer.chained_optimizers[0].optimizer),
+            clip_grads.l2_norm_impl,
+            fused_libraries.find(),
+        )
 
     # -- checkpoints
 
@@ -282,12 +301,14 @@ def prepare(config: RunConfig, write: bool = True) -> RunConfig:
         write: record the resolved configuration in the run's folder.
 
     Raises:
-        UserError: the layout cannot be built.
+        UserError: the layout cannot be built, or not in this precision.
     """
     check_layout(config.model, config.parallel, config.data)
+    check_precision(config.precision, config.model, config.parallel, config.data)
     if config.precision.bf16 and not torch.cuda.is_available():
-        config = dataclasses.replace(config, precision=dataclasses.replace(config.precision, bf16=False))
-        print("there is no GPU: precision.bf16 is set to false", flush=True)
+        also = " and precision.fp8 to null" if config.precision.fp8 else ""
+        config = dataclasses.replace(config, precision=dataclasses.replace(config.precision, bf16=False, fp8=None))
+        print(f"there is no GPU: precision.bf16 is set to false{also}", flush=True)
     initialize_distributed(config.parallel, config.train.seed)
     if write and config.train.save and dist.get_rank() == 0:
         Path(config.train.save).mkdir(parents=True, exist_ok=True)

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from phantom_mega.config import ParallelConfig, PrecisionConfig
+from phantom_mega.core import fused_libraries
 from phantom_mega.core.build import build_model, build_optimizer, wrap_ddp
 from phantom_mega.core.convert import core_to_hf, load_hf
 from phantom_mega.core.schedule import forward_backward
-from phantom_mega.core.specs import resolve_transformer_impl, transformer_engine_available
+from phantom_mega.core.specs import resolve_transformer_impl
 from phantom_mega.packs import PackInputs, PackLayout
 from phantom_mega.windows import WindowSpec
 from tests.parallel import reference
@@ -85,5 +86,5 @@ def test_bf16_kernels_agree_with_the_fp32_model(impl, backend):
 
 
 def test_transformer_engine_is_chosen_where_it_is_installed():
-    expected = "transformer_engine" if transformer_engine_available() else "local"
+    expected = "transformer_engine" if fused_libraries.find().transformer_engine else "local"
     assert resolve_transformer_impl("auto") == expected

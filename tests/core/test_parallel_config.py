@@ -16,6 +16,12 @@ def test_interleaved_schedule_always_overlaps_its_messages(vpp):
     assert (config.overlap_p2p_comm, config.batch_p2p_comm) == ((True, False) if vpp else (False, True))
 
 
+def test_context_parallelism_reaches_the_schedules_that_size_hidden_states_by_it():
+    assert (
+        transformer_config(MODEL, ParallelConfig(context_parallel_size=2), PrecisionConfig()).context_parallel_size == 2
+    )
+
+
 def test_bf16_computes_in_bf16_and_reduces_gradients_in_fp32():
     config = transformer_config(MODEL, ParallelConfig(), PrecisionConfig(bf16=True))
     assert (config.params_dtype, config.bf16) == (torch.bfloat16, True)

@@ -9,12 +9,33 @@ import torch.distributed as dist
 
 from phantom_mega.geometry import SampleShape
 from phantom_mega.hf import PhantomTransformer3DModel
+from phantom_mega.hf.head_parallel import HeadParallel
+from phantom_mega.hf.transformer_phantom import joint_attention
+from phantom_mega.packs import PackLayout
+from phantom_mega.windows import WindowSpec
 from tests.parallel.launch import run_rank
 
 SHAPES = [
     SampleShape(frames=7, height=3, width=3, references=2, text_tokens=5, clip_tokens=3),
     SampleShape(frames=2, height=1, width=5, references=0, text_tokens=3, clip_tokens=3),
 ]
+
+
+def gradient_difference(shared: HeadParallel) -> float:
+    """Largest difference of the gradients of q, k, v of this rank's tokens, attended with the others or alone."""
+    layout = PackLayout.build(SHAPES, WindowSpec(5), [2, 2, 4], 1e4)
+    counts = layout.seq_length, layout.text_seq_length
+    generator = torch.Generator().manual_seed(1)
+    draw = lambda count: torch.randn(count, 6, 8, generator=generator, dtype=torch.float64)  # noqa: E731
+    streams, weights = [[draw(count) for _ in range(3)] for count in counts], [draw(count) for count in counts]
+    whole = [[x.clone().requires_grad_() for x in stream] for stream in streams]
+    own = [[shared.part(x).requires_grad_() for x in stream] for stream in streams]
+    alone = joint_attention(*whole, layout.windows[1], "sdpa")
+    sum((out * weight).sum() for out, weight in zip(alone, weights)).backward()
+    together = shared.attention(*own, layout.windows[1], "sdpa", *counts)
+    sum((out * shared.part(weight)).sum() for out, weight in zip(together, weights)).backward()
+    pairs = zip(own[0] + own[1], whole[0] + whole[1], strict=True)
+    return max((mine.grad - shared.part(full.grad)).abs().max().item() for mine, full in pairs)
 
 
 def main(folder: Path, _: list[str]) -> None:
@@ -41,6 +62,7 @@ def main(folder: Path, _: list[str]) -> None:
     assert together.shape == alone.shape
     difference = ((together - alone).abs().max() / alone.abs().max()).item()
     assert difference < 1e-12, difference
+    assert gradient_difference(model.head_parallel) < 1e-12
     (folder / f"rank{dist.get_rank()}.txt").write_text(f"{difference}\n{visual % size}")
     dist.destroy_process_group()
 

@@ -6,9 +6,12 @@ from phantom_mega.config import ParallelConfig
 BUCKET = 40_000
 
 
-def _layout(tp: int = 1, pp: int = 1, vpp: int | None = None, sp: bool = False, **fields) -> ParallelConfig:
+def _layout(
+    tp: int = 1, cp: int = 1, pp: int = 1, vpp: int | None = None, sp: bool = False, **fields
+) -> ParallelConfig:
     return ParallelConfig(
         tensor_model_parallel_size=tp,
+        context_parallel_size=cp,
         pipeline_model_parallel_size=pp,
         virtual_pipeline_model_parallel_size=vpp,
         sequence_parallel=sp,
@@ -31,6 +34,8 @@ LAYOUTS: dict[int, dict[str, ParallelConfig]] = {
         "pp2_interleaved": _layout(pp=2, vpp=2),
         "dp2_distributed_optimizer": _layout(overlap_grad_reduce=True),
         "dp2_overlap": _layout(**_OVERLAP),
+        "cp2": _layout(cp=2),
+        "cp2_recompute": _layout(cp=2, **_RECOMPUTE),
     },
     4: {
         "tp2_pp2_sp": _layout(tp=2, pp=2, sp=True),
@@ -39,8 +44,13 @@ LAYOUTS: dict[int, dict[str, ParallelConfig]] = {
         "pp2_dp2_distributed_optimizer": _layout(pp=2),
         "pp2_interleaved_dp2_overlap": _layout(pp=2, vpp=2, **_OVERLAP),
         "pp4": _layout(pp=4),
+        "tp2_cp2": _layout(tp=2, cp=2),
+        "tp2_sp_cp2_recompute": _layout(tp=2, sp=True, cp=2, **_RECOMPUTE),
+        "cp2_pp2_interleaved": _layout(cp=2, pp=2, vpp=2),
+        "cp2_dp2_overlap": _layout(cp=2, **_OVERLAP),
+        "cp4": _layout(cp=4),
     },
 }
 
 # Trained in bf16 too.
-BF16_LAYOUTS = ("dp2_overlap", "tp2_pp2_sp")
+BF16_LAYOUTS = ("dp2_overlap", "tp2_pp2_sp", "cp2_dp2_overlap")

@@ -100,6 +100,28 @@ def test_data_parallel_layouts_reduce_several_buckets(result):
     assert result["buckets"] >= 2
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if "cp" in case.id])
+def test_context_parallel_ranks_send_what_the_formula_says(result, case):
+    """`core.context_parallel`: 4 (S + L)/cp x C/tp x (cp - 1)/cp numbers a pass, block and pack, in two exchanges."""
+    parallel = LAYOUTS[case[0]][case[1]]
+    tp, cp = parallel.tensor_model_parallel_size, parallel.context_parallel_size
+    dp = case[0] // (tp * cp * parallel.pipeline_model_parallel_size)
+    passes = 3 if parallel.recompute_granularity else 2
+    blocks = reference.MODEL.num_layers // parallel.pipeline_model_parallel_size
+    count = passes * blocks * len(reference.PACKS) // dp
+    tokens = reference.SEQ_LENGTH + reference.TEXT_SEQ_LENGTH
+    numbers = 4 * tokens / cp * reference.MODEL.hidden_size / tp * (cp - 1) / cp
+    assert (result["exchanges"], result["sent"]) == (2 * count, count * numbers)
+
+
+def test_a_context_parallel_rank_may_hold_nothing_but_padding():
+    for shapes in reference.PACKS:
+        visual, text = sum(s.visual_tokens for s in shapes), sum(s.text_stream_tokens for s in shapes)
+        if visual <= 3 * reference.SEQ_LENGTH // 4 and text <= 3 * reference.TEXT_SEQ_LENGTH // 4:
+            return
+    pytest.fail("no pack leaves the last of four ranks nothing: cp4 does not show that this works")
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case.id in BF16_LAYOUTS])
 def test_bf16_trains_with_fp32_gradients_near_the_fp32_model(runs, case):
     ranks, name = case

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -33,9 +35,25 @@ def own_batches(step: int) -> list:
     return reference.microbatches(step)[rank::size]
 
 
+@contextlib.contextmanager
+def counted_exchanges() -> Iterator[list[float]]:
+    """Numbers that each all-to-all inside this context sends to other ranks."""
+    exchange, sent = torch.distributed.all_to_all_single, []
+
+    def counting(output, tensor, *args, group, **kwargs):
+        sent.append(tensor.numel() * (group.size() - 1) / group.size())
+        return exchange(output, tensor, *args, group=group, **kwargs)
+
+    torch.distributed.all_to_all_single = counting
+    try:
+        yield sent
+    finally:
+        torch.distributed.all_to_all_single = exchange
+
+
 def complete_gradient_shards(wrapped: list) -> None:
     """Put the shards that reduce-scatter left on the data-parallel ranks together, in every rank's `main_grad`."""
-    group = parallel_state.get_data_parallel_group()
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     for chunk in wrapped:
         for bucket in (bucket for buffer in chunk.buffers for bucket in buffer.buckets):
             shard = bucket.grad_data.chunk(group.size())[group.rank()].clone()
@@ -79,12 +97,12 @@ class Training:
         if torch.distributed.get_rank() == 0:
             folder.mkdir()
         torch.distributed.barrier()
-        group = parallel_state.get_data_parallel_group()
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         strategy = FullyParallelSaveStrategyWrapper(TorchDistSaveShardedStrategy(), group)
         dist_checkpointing.save(self.sharded_state(loading=False), str(folder), strategy)
 
     def load(self, folder: Path) -> None:
-        group = parallel_state.get_data_parallel_group()
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         strategy = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), group)
         state = dist_checkpointing.load(self.sharded_state(loading=True), str(folder), strategy)
         for i, chunk in enumerate(self.wrapped):
@@ -98,7 +116,9 @@ def train(parallel: ParallelConfig, expected: dict, folder: Path) -> dict:
     result = {"buckets": max(len(buffer.buckets) for chunk in training.wrapped for buffer in chunk.buffers)}
     result["losses"], result["norms"], result["tokens"] = [], [], []
     for step in range(reference.STEPS):
-        stats = training.backward(step)
+        with counted_exchanges() as sent:
+            stats = training.backward(step)
+        result["exchanges"], result["sent"] = len(sent), sum(sent)
         result["losses"].append(stats.loss)
         result["tokens"].append(stats.num_tokens)
         if step == 0:

@@ -14,13 +14,15 @@ from tests.reliability.helpers import EXACT, SMALL_BUCKETS, start, unequal
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TP, PP = "parallel.tensor_model_parallel_size=", "parallel.pipeline_model_parallel_size="
+CP = "parallel.context_parallel_size="
 FOUR = {
     "dp4": [],
     "tp2_dp2": [f"{TP}2"],
     "pp2_dp2": [f"{PP}2"],
     "tp2_pp2": [f"{TP}2", f"{PP}2", "parallel.sequence_parallel=true"],
+    "cp2_dp2": [f"{CP}2"],
 }
-TWO = {"tp2": [f"{TP}2"], "pp2": [f"{PP}2"], "dp2": []}
+TWO = {"tp2": [f"{TP}2"], "pp2": [f"{PP}2"], "dp2": [], "cp2": [f"{CP}2"]}
 COMMON = [*SMALL_BUCKETS, "train.train_iters=6", "train.save_interval=3", "train.global_batch_size=4"]
 
 
@@ -59,9 +61,13 @@ def resharded(data_set, tmp_path_factory):
 
 def test_every_layout_trains_on_the_same_numbers(resharded):
     folder, *_ = resharded
-    one, *others = ([m["loss"] for m in read_metrics(folder / name)] for name in FOUR)
-    for losses in others:
-        np.testing.assert_allclose(losses, one, rtol=1e-5)
+    one, *others = (read_metrics(folder / name) for name in FOUR)
+    for other in others:
+        np.testing.assert_allclose([m["loss"] for m in other], [m["loss"] for m in one], rtol=1e-5)
+        for name in ("data_digest", "video_tokens", "visual_tokens", "bad_samples"):
+            assert [m[name] for m in other] == [m[name] for m in one], name
+        for mine, expected in zip(other, one, strict=True):
+            assert mine["loss_per_timestep"] == pytest.approx(expected["loss_per_timestep"], rel=1e-4)
 
 
 def test_a_checkpoint_read_at_another_layout_holds_the_same_tensors_to_the_bit(resharded):

@@ -28,6 +28,7 @@ def checkpoint(tmp_path_factory):
 def split(checkpoint):
     layout, config = ModelParallelLayout(4, tensor=2, pipeline=2), RunConfig(model=MODEL)
     config.parallel.tensor_model_parallel_size = config.parallel.pipeline_model_parallel_size = 2
+    config.parallel.context_parallel_size = 4
     return rewrite(checkpoint, checkpoint.parent / "split", layout, to_yaml(config))
 
 
@@ -42,7 +43,7 @@ def test_the_summary_and_the_list_of_tensors(split):
     facts = {line[:10].strip(): line[12:] for line in lines[:8]}
     reader = CheckpointReader(split)
     weights = sum(entry.numel for key, entry in reader.tensors.items() if not key.startswith("optimizer"))
-    assert facts["iteration"] == "3 (6 samples)" and facts["saved at"] == "tensor 2, pipeline 2"
+    assert facts["iteration"] == "3 (6 samples)" and facts["saved at"] == "tensor 2, pipeline 2, context 4"
     assert facts["parameters"] == f"{weights:,} (float32)" and facts["EMA"].startswith("yes")
     assert facts["optimizer"] == "exp_avg, exp_avg_sq, param" and facts["tensors"].endswith("in 4 file(s)")
     assert [line.split()[0] for line in lines[9:]] == [

@@ -75,6 +75,8 @@ def test_settings_that_cannot_hold_in_the_new_layout_follow_it():
     parallel = script().target_config(config, 1, 2, None).parallel
     assert (parallel.sequence_parallel, parallel.recompute_num_layers) == (False, 2)
     assert script().target_config(config, 2, 1, None).parallel == config.parallel
+    config.parallel.tensor_model_parallel_size, config.parallel.context_parallel_size = 1, 2
+    assert script().target_config(config, 2, 1, None).parallel.context_parallel_size == 1
 
 
 def test_a_mistake_on_the_command_line_is_one_line_and_writes_nothing(run, tmp_path):

@@ -6,7 +6,7 @@ from phantom_mega.checkpoint.folder import LATEST, find_checkpoint
 from phantom_mega.config import ModelConfig, RunConfig, TrainConfig
 from phantom_mega.config_io import to_yaml
 from phantom_mega.errors import UserError
-from phantom_mega.training.checkpoint import check_same_model
+from phantom_mega.training.checkpoint import check_same_model, keep_schedule
 
 
 def fake(folder, iteration, config=None):
@@ -43,3 +43,11 @@ def test_another_model_or_a_missing_ema_is_refused_and_windows_may_change(tmp_pa
         check_same_model(saved, RunConfig(model=ModelConfig(hidden_size=256), train=without))
     with pytest.raises(UserError, match="holds no EMA"):
         check_same_model(saved, RunConfig())
+
+
+def test_saved_groups_take_the_recipes_schedule_and_keep_their_step_as_an_integer():
+    saved = [{"wd_mult": 1.0, "lr": 1e-4, "step": 7.0}, {"wd_mult": 0.0, "lr": 1e-4}]
+    keep_schedule(saved, [{"wd_mult": 0.0, "lr": 2e-4, "params": [1]}, {"wd_mult": 1.0, "lr": 3e-4, "step": 0}])
+    assert saved == [{"wd_mult": 1.0, "lr": 3e-4, "step": 7}, {"wd_mult": 0.0, "lr": 2e-4}]
+    # What Transformer Engine's kernel takes.
+    assert type(saved[0]["step"]) is int

@@ -114,7 +114,10 @@ def test_unreadable_samples_are_named_counted_and_move_no_other(finished, data_s
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(data_set, tmp_path):
-    printed = train(data_set, tmp_path / "run", "--dry-run")
+    printed = train(data_set, tmp_path / "run", "--dry-run", "precision.bf16=true", "--fp8", "hybrid")
+    assert "there is no GPU: precision.bf16 is set to false and precision.fp8 to null\n" in printed
+    assert "linears      megatron-core, fp32\n" in printed and "optimizer    torch AdamW\n" in printed
+    assert "1 ranks = TP 1 x CP 1 x PP 1 x DP 1\n" in printed
     assert "first batch  loss" in printed and "peak memory" in printed and "filled to" in printed
     assert not (tmp_path / "run").exists()
 
@@ -126,6 +129,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(data_set, tmp_path):
         (["model.text_dim=128"], "model.text_dim is 128, but .* gives 384"),
         (["--tensor-model-parallel-size", "2"], "start a multiple of 2"),
         (["optimizer.lr_decay_style=linear"], "use constant or cosine"),
+        (["precision.bf16=true", "--fp8", "hybrid", "data.seq_length=440"], "data.seq_length=440: .*; use 448"),
     ],
 )
 def test_mistakes_end_with_one_message_and_no_traceback(data_set, overrides, message):
