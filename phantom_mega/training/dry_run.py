@@ -33,7 +33,7 @@ def describe(trainer: Trainer) -> str:
             f"layout       {dist.get_world_size()} ranks = TP {parallel.tensor_model_parallel_size} x "
             f"CP {parallel.context_parallel_size} x PP {parallel.pipeline_model_parallel_size} x DP {dp}"
             + (", sequence parallel" if parallel.sequence_parallel else "")
-            + (", full recompute" if parallel.recompute_granularity else ""),
+            + (f", {parallel.recompute_granularity} recompute" if parallel.recompute_granularity else ""),
             f"windows      {config.model.window_frames} frames, {config.model.reference_injection}",
             f"iteration    {train.global_batch_size} packs of {config.data.seq_length} visual and "
             f"{config.data.text_seq_length} text-stream tokens, {train.global_batch_size // dp} a rank",
