@@ -114,7 +114,7 @@ class ParallelConfig:
     """`local` (megatron-core's linears), `transformer_engine`, or `auto`: the latter where a GPU and TE are there."""
     attention_backend: str = "auto"
     """`sdpa` (a call per window), `varlen` (torch's flash), `te` (Transformer Engine thd), `merged` and `merged_cudnn`
-    (flash or cuDNN without copies of shared keys); `auto` picks by device."""
+    (flash or cuDNN without copies of shared keys), `triton` (own kernel, in place); `auto` picks by device."""
     distributed_timeout_minutes: float = 10.0
     """Minutes without progress (a step, a save, a collective) after which ranks dump their stacks and the job ends."""
 
