@@ -150,3 +150,17 @@ def check_num_microbatches(parallel: ParallelConfig, num_microbatches: int) -> N
             f"pipeline_model_parallel_size={pp}, which the interleaved schedule needs; change global_batch_size or "
             "set virtual_pipeline_model_parallel_size=null"
         )
+
+
+def check_global_batch_size(global_batch_size: int, data_parallel: int) -> None:
+    """Every data-parallel rank trains on as many packs.
+
+    Raises:
+        UserError: the packs of an iteration cannot be shared out so; names the nearest number that can.
+    """
+    if global_batch_size % data_parallel:
+        nearest = max(data_parallel, round(global_batch_size / data_parallel) * data_parallel)
+        raise UserError(
+            f"train.global_batch_size={global_batch_size} is not a multiple of the data-parallel size "
+            f"{data_parallel}; the nearest is {nearest}"
+        )

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import time
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 
 from phantom_mega.core.schedule import forward_backward
-from phantom_mega.training.flops import training_flops
+from phantom_mega.errors import UserError
+from phantom_mega.flops import training_flops
+from phantom_mega.packs import PackLayout
+from phantom_mega.planner import workload
+from phantom_mega.planner.communication import Cluster
+from phantom_mega.planner.gpus import GPUS, gpu_of_device
+from phantom_mega.planner.layouts import Machines, estimate
+from phantom_mega.planner.report import estimate_lines
 from phantom_mega.training.trainer import Trainer
 
 
@@ -43,6 +53,25 @@ def describe(trainer: Trainer) -> str:
     )
 
 
+def planned(trainer: Trainer, layouts: Sequence[PackLayout]) -> str:
+    """What the planner says of this run on these packs: memory and time by part, what is sent (`tools/plan.py`).
+
+    Without a GPU that it knows, it plans for an H100.
+    """
+    properties = torch.cuda.get_device_properties(trainer.device) if trainer.device.type == "cuda" else None
+    known = properties and gpu_of_device(properties.name, properties.total_memory / 2**30)
+    gpu, ranks = known or GPUS["h100"], dist.get_world_size()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    machines = Machines(Cluster(gpu, ranks // local, local), gpu.assumed)
+    packs = workload.from_packs([layout.shapes for layout in layouts], trainer.config, "the first iteration's packs")
+    try:
+        found = estimate(trainer.config, machines, packs)
+    except UserError as error:  # the run itself is possible, or it would have ended before
+        return f"planned      not: {error}"
+    where = f"this {gpu.name}" if known else f"one {gpu.name}, were it there"
+    return "\n".join([f"planned      for {where}, by rates that are assumed, not measured", *estimate_lines(found)])
+
+
 def dry_run(trainer: Trainer) -> int:
     """Forward and backward on the first iteration's batch, then print; returns exit code 0.
 
@@ -57,14 +86,18 @@ def dry_run(trainer: Trainer) -> int:
     for chunk in trainer.wrapped:
         chunk.zero_grad_buffer()
     batches = [(batch.inputs, batch.target, batch.weight) for batch in data.batches]
+    started = time.monotonic()
     stats = forward_backward(trainer.wrapped, batches, trainer.core_config)
+    seconds = time.monotonic() - started
     flops = sum(training_flops(trainer.config.model, batch.inputs.layout) for batch in data.batches)
     memory = torch.tensor(peak_memory_gib(trainer.device), device=trainer.device)
     dist.all_reduce(memory, op=dist.ReduceOp.MAX)
     trainer.say(describe(trainer))
+    trainer.say(planned(trainer, [batch.inputs.layout for batch in data.batches]))
     trainer.say(
         f"first batch  loss {stats.loss:.4f} over {stats.num_tokens} video tokens, {flops / 1e12:.3g} TFLOP a replica, "
-        f"peak memory {memory.item():.2f} GiB a rank, {len(data.bad_samples)} unreadable samples on this rank\n"
+        f"{len(data.bad_samples)} unreadable samples on this rank\n"
+        f"measured     peak memory {memory.item():.2f} GiB a rank, forward and backward {seconds:.2f} s with start-up\n"
         "dry run: nothing was trained or written"
     )
     return 0
