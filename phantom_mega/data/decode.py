@@ -271,13 +271,14 @@ class PyAVDecoder:
 def make_decoder(data: DataConfig, device: torch.device | str = "cpu", tasks: InFlight | None = None):
     """The decoder that `data.decoder` names; has `.decode(list of (PlannedSample, RawTriplet))`.
 
-    `auto`: DALI for what it decodes on this device, PyAV for the rest. `dali`: a clip that DALI does not decode is a
-    bad sample, for runs that must not fall back to the CPU. `pyav`: PyAV alone. `tasks` is told what is being decoded.
+    `auto`: on a GPU DALI for what it decodes, PyAV for the rest; on a CPU PyAV, which is twice as fast there
+    (benchmarks/data_throughput.py). `dali`: a clip that DALI does not decode is a bad sample, for runs that must not
+    fall back to the CPU. `pyav`: PyAV alone. `tasks` is told what is being decoded.
 
     Raises:
         UserError: an unknown name.
     """
-    if data.decoder == "pyav":
+    if data.decoder == "pyav" or (data.decoder == "auto" and torch.device(device).type == "cpu"):
         return PyAVDecoder(data.decode_threads, device, tasks)
     if data.decoder in ("auto", "dali"):
         from phantom_mega.data.decode_dali import DaliDecoder
