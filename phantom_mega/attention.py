@@ -4,7 +4,8 @@ J: joint tokens (visual, then text stream), G: rows of all windows, N: heads, D:
 and differ in speed: `sdpa` runs anywhere, `varlen` is torch's flash attention, `te` is Transformer Engine's `thd`.
 These gather all windows' rows, so what windows share is copied into each. `merged` copies no key or value: it merges
 torch's flash attention of a window's own rows and of the shared ones, on a CPU and a GPU (`attention_merged.py`);
-`merged_cudnn` does so on cuDNN's kernels.
+`merged_cudnn` does so on cuDNN's kernels. `triton` is this project's own kernel, which reads shared rows in place and
+compares them with each other once and not once a window (`kernels/`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ class Windows:
         shared_rows: int64 [H], as the plan's.
         cu_video, cu_shared, cu_windows: int32, as the plan's, on the device.
         plan: the arrays themselves, on the host.
+        cache: what a backend makes of the plan once for all layers, by the backend's own keys.
     """
 
     gather: torch.Tensor
@@ -53,6 +55,7 @@ class Windows:
     cu_shared: torch.Tensor
     cu_windows: torch.Tensor
     plan: WindowPlan
+    cache: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def from_plan(
@@ -139,10 +142,12 @@ def _in_a_file_of_its_own(backend: str, module: str, function: str) -> Callable:
         try:
             found = importlib.import_module(f"phantom_mega.{module}")
         except ModuleNotFoundError as error:
-            if not (error.name or "").startswith("phantom_mega"):
+            reasons = {"phantom_mega": "comes with phantom_mega", "triton": "needs the package triton"}
+            reason = reasons.get((error.name or "").split(".")[0])
+            if reason is None:
                 raise
             raise UserError(
-                f"attention_backend={backend} comes with phantom_mega, which is not installed here; use sdpa or varlen"
+                f"attention_backend={backend} {reason}, which is not installed here; use sdpa or varlen"
             ) from None
         return getattr(found, function)(q, k, v, windows)
 
@@ -156,6 +161,7 @@ BACKENDS = {
     "te": _gathered(_te),
     "merged": _in_a_file_of_its_own("merged", "attention_merged", "merged_attention"),
     "merged_cudnn": _in_a_file_of_its_own("merged_cudnn", "attention_merged", "merged_cudnn_attention"),
+    "triton": _in_a_file_of_its_own("triton", "kernels.window_attention", "triton_window_attention"),
 }
 
 
@@ -172,7 +178,13 @@ def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
     half_on_gpu = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     if name == "auto":
         return "varlen" if half_on_gpu else "sdpa"
-    if name == "sdpa" or half_on_gpu or (name == "merged" and device.type == "cpu"):
+    fp32_on_gpu = device.type == "cuda" and dtype == torch.float32
+    if (
+        name == "sdpa"
+        or half_on_gpu
+        or (name == "merged" and device.type == "cpu")
+        or (name == "triton" and fp32_on_gpu)
+    ):
         return name
     raise UserError(f"attention_backend={name} needs a GPU and bf16; on {device.type} in {dtype} use sdpa")
 

@@ -103,14 +103,18 @@ class ParallelConfig:
     ddp_bucket_size: int | None = None
     """Parameters in one gradient bucket; null leaves the choice to megatron-core."""
     recompute_granularity: str | None = None
-    """`full` recomputes whole layers in the backward pass; null keeps all activations."""
+    """`full` recomputes whole layers in the backward pass, `selective` parts of each; null keeps all activations."""
     recompute_num_layers: int | None = None
-    """Layers of each model chunk (of a pipeline stage, if not interleaved) that are recomputed; null means all."""
+    """Layers of each model chunk (of a pipeline stage, if not interleaved) that `full` recomputes; null means all."""
+    recompute_modules: list[str] = field(default_factory=list)
+    """Parts that `selective` recomputes: layernorm, mlp_act, mlp, core_attn; empty means the first two (cheap)."""
+    cpu_offloading_num_layers: int = 0
+    """First layers of each model chunk that keep what their backward pass needs in (pinned) host memory."""
     transformer_impl: str = "auto"
     """`local` (megatron-core's linears), `transformer_engine`, or `auto`: the latter where a GPU and TE are there."""
     attention_backend: str = "auto"
     """`sdpa` (a call per window), `varlen` (torch's flash), `te` (Transformer Engine thd), `merged` and `merged_cudnn`
-    (flash or cuDNN without copies of shared keys); `auto` picks by device."""
+    (flash or cuDNN without copies of shared keys), `triton` (own kernel, in place); `auto` picks by device."""
     distributed_timeout_minutes: float = 10.0
     """Minutes without progress (a step, a save, a collective) after which ranks dump their stacks and the job ends."""
 

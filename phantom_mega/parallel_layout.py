@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 
 from phantom_mega.config import DataConfig, ModelConfig, ParallelConfig
 from phantom_mega.errors import UserError
 from phantom_mega.hf.head_parallel import nearest_divisor
 from phantom_mega.hf.transformer_phantom import check_sizes
+
+# What `recompute_granularity=selective` can compute again, with what that saves and costs (`core.fused` has the bytes).
+RECOMPUTE_MODULES = {
+    "layernorm": "inputs of linear_qkv and linear_fc1: modulated norms, nearly free",
+    "mlp_act": "input of linear_fc2: GELU, nearly free",
+    "mlp": "all of the MLP with its norm: one more forward pass of its two linears",
+    "core_attn": "all of window attention but q, k and v: one more forward pass of it",
+}
+DEFAULT_RECOMPUTE_MODULES = ("layernorm", "mlp_act")
 
 
 def layers_per_chunk(model: ModelConfig, parallel: ParallelConfig) -> int:
@@ -99,14 +109,32 @@ def _check_lengths(data: DataConfig, parallel: ParallelConfig) -> None:
             )
 
 
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"did you mean {close[0]}? Known are {', '.join(known)}" if close else f"use {', '.join(known)}"
+
+
 def _check_recompute(model: ModelConfig, parallel: ParallelConfig) -> None:
-    if parallel.recompute_granularity not in (None, "full"):
-        raise UserError(f"recompute_granularity={parallel.recompute_granularity!r} is unknown; use full or null")
+    granularity, modules = parallel.recompute_granularity, parallel.recompute_modules
     layers, per_chunk = parallel.recompute_num_layers, layers_per_chunk(model, parallel)
-    if layers is not None and parallel.recompute_granularity is None:
+    if granularity not in (None, "full", "selective"):
+        raise UserError(f"recompute_granularity={granularity!r} is unknown; use full, selective or null")
+    if layers is not None and granularity != "full":
         raise UserError(f"recompute_num_layers={layers} has no effect without recompute_granularity=full; set both")
     if layers is not None and not 1 <= layers <= per_chunk:
         raise UserError(f"recompute_num_layers={layers} must lie in 1..{per_chunk}, the layers of a pipeline stage")
+    if modules and granularity != "selective":
+        raise UserError(f"recompute_modules={modules} has no effect without recompute_granularity=selective; set both")
+    for name in modules:
+        if name not in RECOMPUTE_MODULES:
+            raise UserError(f"recompute_modules has {name!r}, which is unknown; {_nearest(name, [*RECOMPUTE_MODULES])}")
+    if {"mlp", "mlp_act"} <= set(modules):
+        raise UserError("recompute_modules has mlp and mlp_act, which is a part of it; leave one out")
+    offloaded = parallel.cpu_offloading_num_layers
+    if not 0 <= offloaded <= per_chunk:
+        raise UserError(
+            f"cpu_offloading_num_layers={offloaded} must lie in 0..{per_chunk}, the layers of a pipeline stage"
+        )
 
 
 def check_num_microbatches(parallel: ParallelConfig, num_microbatches: int) -> None:
@@ -121,4 +149,18 @@ def check_num_microbatches(parallel: ParallelConfig, num_microbatches: int) -> N
             f"{num_microbatches} microbatches per data-parallel rank are not a multiple of "
             f"pipeline_model_parallel_size={pp}, which the interleaved schedule needs; change global_batch_size or "
             "set virtual_pipeline_model_parallel_size=null"
+        )
+
+
+def check_global_batch_size(global_batch_size: int, data_parallel: int) -> None:
+    """Every data-parallel rank trains on as many packs.
+
+    Raises:
+        UserError: the packs of an iteration cannot be shared out so; names the nearest number that can.
+    """
+    if global_batch_size % data_parallel:
+        nearest = max(data_parallel, round(global_batch_size / data_parallel) * data_parallel)
+        raise UserError(
+            f"train.global_batch_size={global_batch_size} is not a multiple of the data-parallel size "
+            f"{data_parallel}; the nearest is {nearest}"
         )

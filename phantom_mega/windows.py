@@ -9,15 +9,20 @@ sample, and its outputs are averaged.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from phantom_mega.errors import UserError
 from phantom_mega.geometry import SampleShape
+
+if TYPE_CHECKING:  # an export carries this module without the run's configuration
+    from phantom_mega.config import ModelConfig
 
 # Token grid of a 720p frame: the size at which SeedVR counts spatial windows.
 GRID_720P = (45, 80)
@@ -44,6 +49,11 @@ class WindowSpec:
         for name in ("window_frames", "window_height", "window_width"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)} is negative; 0 switches windows along that axis off")
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> WindowSpec:
+        """The windows of a configured model."""
+        return cls(**{field.name: getattr(model, field.name) for field in dataclasses.fields(cls)})
 
     def is_shifted(self, layer: int) -> bool:
         """Whether layer `layer`, counted from 0, uses the shifted grid."""

@@ -231,7 +231,8 @@ def test_the_operators_of_a_gpu_take_these_arguments_and_give_these_shapes(calls
     shapes = [SampleShape(12, 2, 2, 2, 3, 2), SampleShape(7, 1, 3, 0, 4)]
     windows, S, L = windows_of(shapes, WindowSpec(5))
     there = {x.name: getattr(windows, x.name) for x in dataclasses.fields(windows)}
-    windows = Windows(**{name: x.to("meta") if isinstance(x, torch.Tensor) else x for name, x in there.items()})
+    on_meta = {name: x.to("meta") for name, x in there.items() if isinstance(x, torch.Tensor)}
+    windows = dataclasses.replace(windows, **on_meta)
     q, k, v = (torch.empty(S + L, 2, 64, dtype=torch.bfloat16, device="meta", requires_grad=True) for _ in range(3))
     out = merged_attention(q, k, v, windows, calls)
     for x in (out, *torch.autograd.grad(out, (q, k, v), torch.empty_like(out))):

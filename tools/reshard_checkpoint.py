@@ -52,12 +52,13 @@ def target_config(config: RunConfig, tensor: int, pipeline: int, virtual: int | 
         virtual_pipeline_model_parallel_size=virtual,
         sequence_parallel=config.parallel.sequence_parallel and tensor > 1,
         recompute_num_layers=None,
+        cpu_offloading_num_layers=0,
     )
     check_layout(config.model, parallel, config.data)
+    layers = layers_per_chunk(config.model, parallel)
+    parallel.cpu_offloading_num_layers = min(config.parallel.cpu_offloading_num_layers, layers)
     if config.parallel.recompute_num_layers is not None:
-        parallel.recompute_num_layers = min(
-            config.parallel.recompute_num_layers, layers_per_chunk(config.model, parallel)
-        )
+        parallel.recompute_num_layers = min(config.parallel.recompute_num_layers, layers)
     return dataclasses.replace(config, parallel=parallel)
 
 

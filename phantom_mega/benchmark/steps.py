@@ -17,8 +17,8 @@ from phantom_mega.benchmark.workload import FULL_ATTENTION, Size, layout_of, mic
 from phantom_mega.config import ParallelConfig, PrecisionConfig, model_arguments
 from phantom_mega.core.schedule import Microbatch
 from phantom_mega.errors import UserError
+from phantom_mega.flops import training_flops
 from phantom_mega.hf.transformer_phantom import PhantomTransformer3DModel
-from phantom_mega.training.flops import training_flops
 
 ROUNDS = 3
 

@@ -11,6 +11,7 @@ from importlib.metadata import version
 import torch
 from megatron.core.transformer import TransformerConfig
 
+from phantom_mega.core.fused import implementation
 from phantom_mega.core.fused_libraries import FusedLibraries
 
 
@@ -35,7 +36,7 @@ def kernel_lines(
     rows = {
         "linears": f"{'Transformer Engine' if engine else 'megatron-core'}, {_format(config)}",
         "attention": f"{backend}, {'bf16' if config.bf16 else 'fp32'}",
-        "activation": "bias and GELU in one compiled kernel" if config.bias_activation_fusion else "torch",
+        "elementwise": implementation(),
         "weight grads": fused if config.gradient_accumulation_fusion else "added by an operation of their own",
         "grad norm": _origin(norm),
         "optimizer": f"{_origin(adam)} {adam.__name__}",

@@ -23,9 +23,10 @@ from torch import nn
 from phantom_mega.attention import resolve_backend
 from phantom_mega.config import ModelConfig
 from phantom_mega.core.context_parallel import attention, rank_tokens, rotated_windows
+from phantom_mega.core.fused import modulated_layer_norm
 from phantom_mega.core.layers import BlockInputs, Blocks
 from phantom_mega.geometry import PATCH
-from phantom_mega.hf.transformer_phantom import MLP, modulate, timestep_features
+from phantom_mega.hf.transformer_phantom import MLP, timestep_features
 from phantom_mega.packs import PackInputs
 
 # On every pipeline stage, with equal weights; `_mark_replicated` has what that takes.
@@ -153,9 +154,9 @@ class PhantomMMDiT(MegatronModule):
         return self._final(visual, emb, visual_sample)
 
     def _final(self, visual: torch.Tensor, emb: torch.Tensor, visual_sample: torch.Tensor) -> torch.Tensor:
-        base = self.final_modulation(emb).unflatten(-1, (2, self.config.hidden_size))
-        shift, scale = (row.index_select(0, visual_sample) for row in base.unbind(1))
-        velocity = self.final_proj(modulate(visual, shift, scale, self.config.layernorm_epsilon))
+        shift, scale = self.final_modulation(emb).chunk(2, dim=-1)
+        normed = modulated_layer_norm(visual, shift, scale, visual_sample, self.config.layernorm_epsilon)
+        velocity = self.final_proj(normed)
         if self.config.sequence_parallel:
             # Every tensor rank computes the same loss of these tokens, so the backward pass only takes its part again.
             velocity = gather_from_sequence_parallel_region(velocity, tensor_parallel_output_grad=False)

@@ -15,7 +15,12 @@ from megatron.core.transformer import TransformerConfig
 
 from phantom_mega.config import ModelConfig, ParallelConfig, PrecisionConfig
 from phantom_mega.core.specs import fuses_weight_gradients
-from phantom_mega.parallel_layout import check_layout, check_world_size, layers_per_chunk
+from phantom_mega.parallel_layout import (
+    DEFAULT_RECOMPUTE_MODULES,
+    check_layout,
+    check_world_size,
+    layers_per_chunk,
+)
 from phantom_mega.precision import check_precision
 
 # megatron's own order of ranks, from neighbours to the farthest.
@@ -34,17 +39,17 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
     check_precision(precision, model, parallel)
     dtype = torch.bfloat16 if precision.bf16 else torch.float32
     interleaved = parallel.virtual_pipeline_model_parallel_size is not None
-    recompute = {}
+    recompute = dict(recompute_granularity=parallel.recompute_granularity, recompute_modules=[])
     if parallel.recompute_granularity == "full":
         layers = parallel.recompute_num_layers or layers_per_chunk(model, parallel)
-        recompute = dict(recompute_granularity="full", recompute_method="block", recompute_num_layers=layers)
+        recompute |= dict(recompute_method="block", recompute_num_layers=layers)
     config = TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
         num_attention_heads=model.num_attention_heads,
         ffn_hidden_size=model.ffn_hidden_size,
         layernorm_epsilon=model.norm_epsilon,
-        **_activation(),
+        activation_func=functools.partial(F.gelu, approximate="tanh"),
         add_bias_linear=True,
         hidden_dropout=0.0,
         attention_dropout=0.0,
@@ -69,23 +74,16 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
         deallocate_pipeline_outputs=True,
+        # Read by `Blocks`. Its switch `cpu_offloading` is Transformer Engine's and refuses pipelines and recompute.
+        cpu_offloading_num_layers=parallel.cpu_offloading_num_layers,
         **recompute,
         **(_fp8(precision) if precision.fp8 else {}),
     )
+    # After its checks: they know the parts of megatron's own layers.
+    config.recompute_modules = list(parallel.recompute_modules or DEFAULT_RECOMPUTE_MODULES)
     # Not a field of TransformerConfig: finalize_model_grads looks for it before it sums `pipeline_parallel` gradients.
     config.has_cond_embedder = True
     return config
-
-
-def _activation() -> dict:
-    """The MLP's tanh-approximated GELU; on a GPU with the bias in one compiled kernel.
-
-    megatron's fused bias and GELU is the approximation too, but chosen by the name of the exact one: the two fields
-    belong together (megatron/core/fusions/fused_bias_gelu.py).
-    """
-    if torch.cuda.is_available():
-        return dict(activation_func=F.gelu, bias_activation_fusion=True)
-    return dict(activation_func=functools.partial(F.gelu, approximate="tanh"))
 
 
 def _fp8(precision: PrecisionConfig) -> dict:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 
 from phantom_mega.core import fused_libraries
@@ -72,14 +72,14 @@ def block_spec(transformer_impl: str = "auto") -> ModuleSpec:
     Raises:
         UserError: see `resolve_transformer_impl`.
     """
-    from phantom_mega.core.layers import DualStreamBlock, StreamBlock
+    from phantom_mega.core.layers import BiasGeluMLP, DualStreamBlock, StreamBlock
 
     column, row = ColumnParallelLinear, RowParallelLinear
     if resolve_transformer_impl(transformer_impl) == "transformer_engine":
         from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TERowParallelLinear
 
         column, row = TEColumnParallelLinear, TERowParallelLinear
-    mlp = ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row))
+    mlp = ModuleSpec(module=BiasGeluMLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row))
     stream = ModuleSpec(
         module=StreamBlock, submodules=StreamBlockSubmodules(linear_qkv=column, linear_proj=row, mlp=mlp)
     )

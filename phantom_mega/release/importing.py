@@ -25,7 +25,7 @@ from phantom_mega.config import ConditioningConfig, DataConfig, FlowConfig, Mode
 from phantom_mega.config_io import load_run_config, to_yaml
 from phantom_mega.errors import UserError
 from phantom_mega.hf.naming import fuse_qkv, hf_names
-from phantom_mega.parallel_layout import check_layout
+from phantom_mega.parallel_layout import check_layout, layers_per_chunk
 from phantom_mega.release.base_models.common import BaseModel, Source
 from phantom_mega.release.base_models.plan import Plan, Planner
 from phantom_mega.release.base_models.table import TABLE, table
@@ -203,8 +203,11 @@ def with_layout(run: RunConfig, tensor: int, pipeline: int) -> RunConfig:
         virtual_pipeline_model_parallel_size=None,
         sequence_parallel=run.parallel.sequence_parallel and tensor > 1,
         recompute_num_layers=None,
+        cpu_offloading_num_layers=0,
     )
     check_layout(run.model, parallel)
+    layers = layers_per_chunk(run.model, parallel)
+    parallel.cpu_offloading_num_layers = min(run.parallel.cpu_offloading_num_layers, layers)
     return dataclasses.replace(run, parallel=parallel)
 
 

@@ -149,7 +149,7 @@ def run_core(checkpoint: Path, weights: str, dtype: str, inputs: Path, out: Path
     from phantom_mega.core.parallel_config import initialize_distributed
     from phantom_mega.geometry import SampleShape
     from phantom_mega.packs import PackInputs, PackLayout
-    from phantom_mega.training.batch import window_spec
+    from phantom_mega.windows import WindowSpec
 
     config, reader = load_run_config(checkpoint / "config.yaml"), CheckpointReader(checkpoint)
     parallel = ParallelConfig(transformer_impl="local")
@@ -162,7 +162,7 @@ def run_core(checkpoint: Path, weights: str, dtype: str, inputs: Path, out: Path
     load_hf(chunks, dict(rounded))
     given = torch.load(inputs, weights_only=True)
     shapes = [SampleShape(*numbers) for numbers in given["shapes"]]
-    layout = PackLayout.build(shapes, window_spec(config), config.model.rope_axes_dim, config.model.rope_theta)
+    layout = PackLayout.build(shapes, WindowSpec.of(config.model), config.model.rope_axes_dim, config.model.rope_theta)
     with torch.no_grad():
         sample = chunks[0].eval()(PackInputs(given["visual"], given["timestep"], given["text"], given["clip"], layout))
     torch.save({"sample": sample}, out)

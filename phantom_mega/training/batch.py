@@ -35,14 +35,6 @@ class TrainingBatch:
     weight: torch.Tensor
 
 
-def window_spec(config: RunConfig) -> WindowSpec:
-    """The model's windows."""
-    model = config.model
-    return WindowSpec(
-        model.window_frames, model.window_height, model.window_width, model.window_shift, model.reference_injection
-    )
-
-
 def build_batch(
     pack: Pack,
     features: list[SampleFeatures],
@@ -83,7 +75,7 @@ def build_batch(
         valid.append(encoded.valid)
     model = config.model
     layout = PackLayout.build(
-        shapes, window_spec(config), model.rope_axes_dim, model.rope_theta,
+        shapes, WindowSpec.of(model), model.rope_axes_dim, model.rope_theta,
         config.data.seq_length, config.data.text_seq_length, device,
     )  # fmt: skip
     readable = torch.tensor(valid, device=device)[layout.visual_sample]

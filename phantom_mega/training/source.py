@@ -20,6 +20,7 @@ from phantom_mega.data.loader import PackLoader
 from phantom_mega.data.plan import Pack, PackPlan
 from phantom_mega.data.shards import ShardReader
 from phantom_mega.errors import UserError
+from phantom_mega.parallel_layout import check_global_batch_size
 from phantom_mega.training.batch import TrainingBatch, build_batch
 
 
@@ -72,11 +73,7 @@ class BatchSource:
             torch.distributed.get_world_size(self.group),
             torch.distributed.get_rank(self.group),
         )
-        if config.train.global_batch_size % self.dp_size:
-            raise UserError(
-                f"train.global_batch_size={config.train.global_batch_size} is not a multiple of the data-parallel size "
-                f"{self.dp_size}; the nearest is {_nearest_multiple(config.train.global_batch_size, self.dp_size)}"
-            )
+        check_global_batch_size(config.train.global_batch_size, self.dp_size)
         self.packs_per_rank = config.train.global_batch_size // self.dp_size
         self.index = TripletIndex.open(config.data.index_path)
         model = config.model
@@ -159,7 +156,3 @@ class BatchSource:
     def _cached(self, sample) -> SampleFeatures:
         features = self.cache.get(sample)
         return SampleFeatures(*(tensor.to(self.device) for tensor in features.tensors()), valid=features.valid)
-
-
-def _nearest_multiple(value: int, step: int) -> int:
-    return max(step, round(value / step) * step)

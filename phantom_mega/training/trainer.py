@@ -28,11 +28,11 @@ from phantom_mega.core.parallel_config import initialize_distributed
 from phantom_mega.core.schedule import StepStats, forward_backward
 from phantom_mega.core.specs import resolve_transformer_impl
 from phantom_mega.errors import UserError
+from phantom_mega.flops import training_flops
 from phantom_mega.parallel_layout import check_layout, check_num_microbatches
 from phantom_mega.precision import check_precision
 from phantom_mega.training import checkpoint
 from phantom_mega.training import optimizer as optim
-from phantom_mega.training.flops import training_flops
 from phantom_mega.training.guard import StepGuard
 from phantom_mega.training.log import IterationMetrics, RunLog
 from phantom_mega.training.signals import StopSignals

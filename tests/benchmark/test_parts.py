@@ -10,7 +10,7 @@ from phantom_mega.benchmark.cases import CASES, Deadline
 from phantom_mega.benchmark.steps import StepBenchmark, StepSettings, choose_cases
 from phantom_mega.benchmark.workload import SMALL
 from phantom_mega.errors import UserError
-from phantom_mega.training.flops import training_flops
+from phantom_mega.flops import training_flops
 
 CPU = torch.device("cpu")
 

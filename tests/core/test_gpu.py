@@ -70,8 +70,10 @@ def run(impl: str, backend: str, bf16: bool, weights: dict | None = None):
         ("local", "varlen"),
         ("local", "merged"),
         ("local", "merged_cudnn"),
+        ("local", "triton"),
         ("transformer_engine", "varlen"),
         ("transformer_engine", "te"),
+        ("transformer_engine", "triton"),
     ],
 )
 def test_bf16_kernels_agree_with_the_fp32_model(impl, backend):

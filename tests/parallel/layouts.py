@@ -23,12 +23,14 @@ def _layout(
 
 _OVERLAP = dict(overlap_grad_reduce=True, overlap_param_gather=True)
 _RECOMPUTE = dict(recompute_granularity="full")
+_SELECTIVE = dict(recompute_granularity="selective", recompute_modules=["layernorm", "mlp_act", "core_attn"])
 
 LAYOUTS: dict[int, dict[str, ParallelConfig]] = {
     2: {
         "tp2": _layout(tp=2),
         "tp2_sp": _layout(tp=2, sp=True),
         "tp2_sp_recompute": _layout(tp=2, sp=True, **_RECOMPUTE),
+        "tp2_sp_selective_offload": _layout(tp=2, sp=True, cpu_offloading_num_layers=3, **_SELECTIVE),
         "pp2": _layout(pp=2),
         "pp2_recompute_1": _layout(pp=2, recompute_num_layers=1, **_RECOMPUTE),
         "pp2_interleaved": _layout(pp=2, vpp=2),
@@ -42,13 +44,15 @@ LAYOUTS: dict[int, dict[str, ParallelConfig]] = {
         "tp2_pp2_sp_interleaved_recompute": _layout(tp=2, pp=2, vpp=2, sp=True, **_RECOMPUTE),
         "tp2_sp_dp2_overlap_recompute": _layout(tp=2, sp=True, **_OVERLAP, **_RECOMPUTE),
         "pp2_dp2_distributed_optimizer": _layout(pp=2),
-        "pp2_interleaved_dp2_overlap": _layout(pp=2, vpp=2, **_OVERLAP),
+        "pp2_interleaved_dp2_overlap": _layout(
+            pp=2, vpp=2, recompute_granularity="selective", cpu_offloading_num_layers=1, **_OVERLAP
+        ),
         "pp4": _layout(pp=4),
         "tp2_cp2": _layout(tp=2, cp=2),
         "tp2_sp_cp2_recompute": _layout(tp=2, sp=True, cp=2, **_RECOMPUTE),
         "cp2_pp2_interleaved": _layout(cp=2, pp=2, vpp=2),
         "cp2_dp2_overlap": _layout(cp=2, **_OVERLAP),
-        "cp4": _layout(cp=4),
+        "cp4_selective": _layout(cp=4, **_SELECTIVE),
     },
 }
 

@@ -119,7 +119,7 @@ def test_a_context_parallel_rank_may_hold_nothing_but_padding():
         visual, text = sum(s.visual_tokens for s in shapes), sum(s.text_stream_tokens for s in shapes)
         if visual <= 3 * reference.SEQ_LENGTH // 4 and text <= 3 * reference.TEXT_SEQ_LENGTH // 4:
             return
-    pytest.fail("no pack leaves the last of four ranks nothing: cp4 does not show that this works")
+    pytest.fail("no pack leaves the last of four ranks nothing: cp4_selective does not show that this works")
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.id in BF16_LAYOUTS])

@@ -64,15 +64,16 @@ def test_the_bundled_model_computes_the_same_bits(tmp_path):
     assert torch.equal(torch.load(tmp_path / "out.pt"), expected)
 
 
-def test_a_bundle_refuses_a_backend_that_it_does_not_carry_and_names_one_that_it_does(tmp_path):
+@pytest.mark.parametrize("backend", ["merged", "triton"])
+def test_a_bundle_refuses_a_backend_that_it_does_not_carry_and_names_one_that_it_does(backend, tmp_path):
     code = """
         try:
-            bundled.window_attention(None, None, None, None, "merged")
+            bundled.window_attention(None, None, None, None, sys.argv[2])
         except bundled.UserError as error:
             print(error)
     """
-    said = in_a_clean_process(bundle("phantom_mega.attention"), tmp_path, code)
-    assert said.startswith("attention_backend=merged comes with phantom_mega") and "use sdpa or varlen" in said
+    said = in_a_clean_process(bundle("phantom_mega.attention"), tmp_path, code, backend)
+    assert said.startswith(f"attention_backend={backend} comes with phantom_mega") and "use sdpa or varlen" in said
 
 
 def test_a_reader_recognises_the_sources():

@@ -72,8 +72,10 @@ def test_settings_that_cannot_hold_in_the_new_layout_follow_it():
     config = RunConfig(model=MODEL)
     config.parallel.tensor_model_parallel_size, config.parallel.sequence_parallel = 2, True
     config.parallel.recompute_granularity, config.parallel.recompute_num_layers = "full", 4
+    config.parallel.cpu_offloading_num_layers = 3
     parallel = script().target_config(config, 1, 2, None).parallel
     assert (parallel.sequence_parallel, parallel.recompute_num_layers) == (False, 2)
+    assert parallel.cpu_offloading_num_layers == 2
     assert script().target_config(config, 2, 1, None).parallel == config.parallel
     config.parallel.tensor_model_parallel_size, config.parallel.context_parallel_size = 1, 2
     assert script().target_config(config, 2, 1, None).parallel.context_parallel_size == 1

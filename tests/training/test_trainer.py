@@ -119,6 +119,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(data_set, tmp_path):
     assert "linears      megatron-core, fp32\n" in printed and "optimizer    torch AdamW\n" in printed
     assert "1 ranks = TP 1 x CP 1 x PP 1 x DP 1\n" in printed
     assert "first batch  loss" in printed and "peak memory" in printed and "filled to" in printed
+    assert "planned      for one h100" in printed and "workspace" in printed and "seconds of an iteration" in printed
     assert not (tmp_path / "run").exists()
 
 

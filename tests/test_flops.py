@@ -1,39 +1,49 @@
 """FLOPs against torch's own counter, on the plain model."""
 
+import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from phantom_mega.config import ModelConfig
+from phantom_mega.flops import forward_flops, training_flops
 from phantom_mega.geometry import SampleShape
 from phantom_mega.hf import PhantomTransformer3DModel
-from phantom_mega.training.flops import forward_flops, training_flops
 
 SHAPES = [SampleShape(12, 2, 3, 2, 4, 3), SampleShape(5, 2, 2, 0, 3, 3)]
 
 
-def counted(shapes):
-    config = ModelConfig(num_layers=3, hidden_size=64, rope_axes_dim=[4, 6, 6], latent_channels=4)
+def counted(shapes, window_frames=9, backward=False):
+    config = ModelConfig(
+        num_layers=3, hidden_size=64, rope_axes_dim=[4, 6, 6], latent_channels=4, window_frames=window_frames
+    )
     fields = {name: value for name, value in vars(config).items() if name != "patch_size"}
     model = PhantomTransformer3DModel(**fields)
     layout = model.layout(shapes)
+    draw = lambda *size: torch.randn(*size, requires_grad=backward)  # noqa: E731
     inputs = (
-        torch.randn(layout.seq_length, 16), torch.rand(len(shapes)), torch.randn(len(layout.text_index), 384),
-        torch.randn(len(layout.clip_index), 64),
+        draw(layout.seq_length, 16), torch.rand(len(shapes)), draw(len(layout.text_index), 384),
+        draw(len(layout.clip_index), 64),
     )  # fmt: skip
     # torch counts the mathematical attention, not the fused CPU kernel.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(*inputs, layout)
+        sample = model(*inputs, layout).sample
+        if backward:
+            sample.sum().backward()
     return counter.get_total_flops(), config, layout
 
 
-def test_forward_flops_equal_what_torch_counts():
-    total, config, layout = counted(SHAPES)
+@pytest.mark.parametrize("window_frames", [9, 4, 0])
+def test_forward_flops_equal_what_torch_counts(window_frames):
+    total, config, layout = counted(SHAPES, window_frames)
     assert forward_flops(config, layout) == total
 
 
-def test_training_needs_three_times_the_forward():
-    _, config, layout = counted(SHAPES[:1])
+@pytest.mark.parametrize("window_frames", [9, 4, 0])
+def test_so_do_those_of_forward_and_backward(window_frames):
+    total, config, layout = counted(SHAPES, window_frames, backward=True)
+    # Timesteps want no gradient, so their features get none.
+    assert training_flops(config, layout) - 2 * len(SHAPES) * config.timestep_dim * config.hidden_size == total
     assert training_flops(config, layout) == 3 * forward_flops(config, layout)
 
 
