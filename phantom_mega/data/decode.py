@@ -18,6 +18,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from phantom_mega.config import DataConfig
 from phantom_mega.data.plan import PlannedSample
+from phantom_mega.data.prefetch import side_stream
 from phantom_mega.data.schema import IMAGE_EXTENSIONS
 from phantom_mega.data.shards import RawTriplet
 from phantom_mega.data.watch import InFlight
@@ -265,7 +266,12 @@ class PyAVDecoder:
         if self._pool is None:
             # Kept: every thread that FFmpeg was called from leaves some bytes behind.
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decoder")
-        return list(self._pool.map(lambda item: function(*item, 1), items))
+
+        def one(item: tuple[PlannedSample, RawTriplet]):
+            with side_stream(self.device):  # else copies would queue up behind the step, and the step behind them
+                return function(*item, 1)
+
+        return list(self._pool.map(one, items))
 
 
 def make_decoder(data: DataConfig, device: torch.device | str = "cpu", tasks: InFlight | None = None):
