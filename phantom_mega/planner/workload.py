@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from phantom_mega.attention import check_backend
 from phantom_mega.config import RunConfig
 from phantom_mega.data.buckets import BucketTable
 from phantom_mega.data.packing import pack_samples
@@ -28,7 +29,12 @@ _DRAWN = 16384
 
 
 def resolved_backend(name: str, bf16: bool) -> str:
-    """What `attention.resolve_backend` makes of `auto` on a GPU."""
+    """What `attention.resolve_backend` makes of `auto` on a GPU.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    check_backend(name)
     return ("varlen" if bf16 else "sdpa") if name == "auto" else name
 
 
