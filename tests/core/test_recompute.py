@@ -1,9 +1,11 @@
 """Selective recompute and activation offload: the same numbers to the bit, less memory, copies back one block ahead."""
 
+import contextlib
 import functools
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 
 from phantom_mega.config import ModelConfig, ParallelConfig, PrecisionConfig
 from phantom_mega.core import offload
@@ -191,6 +193,27 @@ def test_a_dropped_tensor_is_computed_again_also_where_a_view_of_it_is_kept():
         else:
             out = y.view(12, 4)[2:] @ weight
         results.append(torch.autograd.grad(out.square().sum(), (x, weight)))
+    for first, second in zip(*results, strict=True):
+        assert torch.equal(first, second)
+
+
+def test_what_else_is_kept_beside_a_dropped_tensor_goes_where_it_would_go_outside():
+    """As the 8-bit copies of Transformer Engine's linears go to the host with the rest of an offloaded block."""
+    x, weight = torch.randn(6, 8, requires_grad=True), torch.randn(8, 5, requires_grad=True)
+    rows, sample, seen = torch.randn(2, 8), torch.tensor([0, 1, 1, 0, 1, 0]), []
+
+    def pack(tensor):
+        seen.append(tensor)
+        return [tensor.clone()]
+
+    results = []
+    for hooks in (saved_tensors_hooks(pack, lambda packed: packed[0]), contextlib.nullcontext()):
+        y = modulated_layer_norm(x, rows, rows, sample, 1e-6)
+        with hooks, dropped(y):
+            out = (torch.exp(y) @ weight).square()
+        results.append(torch.autograd.grad(out.sum(), (x, weight)))
+    # What exp put out (for itself and for the product), the weight, and the product.
+    assert sorted(tuple(tensor.shape) for tensor in seen) == [(6, 5), (6, 8), (6, 8), (8, 5)]
     for first, second in zip(*results, strict=True):
         assert torch.equal(first, second)
 
