@@ -173,6 +173,38 @@ def test_memory_of_an_offloaded_block_is_free_as_soon_as_the_next_has_run(monkey
     assert events == ["0", "1", "release", "2", "release", "3"]
 
 
+class CachingLinear(torch.nn.Linear):
+    """Has a quantized copy of its weight from its first pass on, kept where Transformer Engine's linears keep theirs."""
+
+    def __init__(self):
+        super().__init__(8, 8, bias=False)
+        self._fp8_workspaces = {}
+
+    def get_data_tensors(self):
+        return self.copy, None
+
+    def forward(self, x):
+        if not self._fp8_workspaces:
+            self.copy, self._fp8_workspaces["weight"] = self.weight.detach().clone(), self
+        return x @ self.copy
+
+
+def test_cached_copies_of_weights_are_not_offloaded():
+    linear, x = CachingLinear(), torch.randn(4, 8, requires_grad=True)
+
+    def offloaded():
+        engine = offload.ActivationOffload(linear)
+        with engine.block():
+            out = linear(x)
+        engine.computed(out)
+        engine.finish()
+        return out
+
+    offloaded()  # makes the copy
+    out, kept, host = live_bytes(offloaded)
+    assert (kept - out.nbytes, host) == (0, 0)
+
+
 def test_nothing_is_offloaded_without_gradients():
     chunk, inputs = loaded(cpu_offloading_num_layers=4), reference.microbatches()[0][0]
     with torch.no_grad():
