@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from phantom_mega.errors import UserError
 from phantom_mega.rope import rope_table
@@ -127,12 +128,31 @@ def _gathered(attend: Callable) -> Callable:
 
     def joint(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, windows: Windows) -> torch.Tensor:
         rows = attend(*(x.index_select(0, windows.gather) for x in (q, k, v)), windows)
-        wide = torch.promote_types(rows.dtype, torch.float32)
-        weighted = rows.to(wide) * windows.merge_weight.to(wide)[:, None, None]
-        merged = weighted.new_zeros(q.shape).index_add(0, windows.gather, weighted)
-        return merged.to(q.dtype)
+        return _MergeRows.apply(rows, windows.gather, windows.merge_weight, len(q))
 
     return joint
+
+
+class _MergeRows(torch.autograd.Function):
+    """Rows of all windows [G, N, D], weighted and added up to tokens [J, N, D] in at least float32.
+
+    `index_add` itself would keep the weighted rows for a backward pass that does not read them.
+    """
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor, gather: torch.Tensor, merge_weight: torch.Tensor, tokens: int) -> torch.Tensor:
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        ctx.save_for_backward(gather, merge_weight)
+        weighted = rows * merge_weight.to(wide)[:, None, None]
+        return weighted.new_zeros(tokens, *rows.shape[1:]).index_add_(0, gather, weighted).to(rows.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gather, merge_weight = ctx.saved_tensors
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        rows = grad.index_select(0, gather) * merge_weight.to(wide)[:, None, None]
+        return rows.to(grad.dtype), None, None, None
 
 
 def _in_a_file_of_its_own(backend: str, module: str, function: str) -> Callable:

@@ -208,7 +208,7 @@ class DataConfig:
     pair_kinds: list[str] = field(default_factory=lambda: ["cross", "in"])
     """Kinds of references to train on."""
     decoder: str = "auto"
-    """`auto` (DALI for what it decodes on this device, PyAV for the rest), `dali` (the rest is bad) or `pyav` alone."""
+    """`auto` (on a GPU DALI, PyAV for the rest; on a CPU PyAV), `dali` (the rest is bad) or `pyav` alone."""
     decode_threads: int = 2
     """Threads of the decoder on each rank."""
     prefetch_packs: int = 2

@@ -77,6 +77,9 @@ class Engine:
     def park(self) -> None:
         """Move everything to host memory and free the device's; views of it are valid again after `unpark`."""
         self.optimizer.zero_grad()
+        for module in self.chunk.modules():
+            # Transformer Engine's quantized weights, made anew in the next step: they would count as others' memory.
+            getattr(module, "_fp8_workspaces", {}).clear()
         self._parked = _storages(self._kept())
         gradients = _storages(buffer.grad_data for buffer in self.wrapped[0].buffers)
         self._emptied = [(storage, storage.nbytes()) for storage in self._parked + gradients]

@@ -55,6 +55,7 @@ def measure_linears(engine: Engine, precision: str, tokens: int, iters: int, war
     engine.wrapped[0].zero_grad_buffer()
 
     def work() -> None:
+        engine.wrapped[0].set_is_first_microbatch()  # as the schedule does: FP8 weights are quantized once a step
         for (linear, _, _), x, grad in zip(linears, inputs, grads, strict=True):
             x.grad = None
             with fp8.stage_context(config), fp8.block_context(config, 0):

@@ -192,6 +192,10 @@ class DiffusersPeer(MegatronModule):
         processor._attention_backend = _KERNELS.get(kernel)
         self.transformer.set_attn_processor(processor)
         if compiler not in self.lists:
+            # Kinds of attention x lengths x 2 (the last block's text stream is frozen in part) are more than the usual
+            # limit, beyond which blocks would run uncompiled under the name of compiled ones.
+            torch._dynamo.config.recompile_limit = 64
+            torch._dynamo.config.fail_on_recompile_limit_hit = True
             self.lists[compiler] = nn.ModuleList(
                 torch.compile(block, backend=compiler, dynamic=False) for block in plain
             )

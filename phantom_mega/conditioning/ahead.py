@@ -10,14 +10,13 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
 
 from phantom_mega.conditioning.head import InputHead, SampleFeatures
 from phantom_mega.conditioning.share import encode_share
 from phantom_mega.data.loader import PackLoader
 from phantom_mega.data.plan import Pack
-from phantom_mega.data.prefetch import Prefetcher, side_stream
+from phantom_mega.data.prefetch import Prefetcher, side_stream, used_here
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,10 @@ def encode_next(loader: PackLoader, head: InputHead, group: dist.ProcessGroup | 
     Raises: as `PackLoader.take`.
     """
     pack, share = loader.take()
-    errors = [item.error for item in share if item is not None and item.error]
+    own = [item for item in share if item is not None]
+    for item in own:
+        used_here((item.video, item.references))
+    errors = [item.error for item in own if item.error]
     return EncodedShare(pack, encode_share(share, head, group), errors)
 
 
@@ -81,11 +83,8 @@ class EncodeAhead:
             Exception: what stopped the loader or the encoders.
         """
         encoded = self._prefetcher.take()
-        if self.device.type == "cuda":
-            # Their memory belongs to the encoders' stream, which may take it again only after what this one reads.
-            for features in encoded.own.values():
-                for tensor in features.tensors():
-                    tensor.record_stream(torch.cuda.current_stream(self.device))
+        for features in encoded.own.values():
+            used_here(features.tensors())
         return encoded
 
     @property

@@ -6,10 +6,11 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
+_own = threading.local()
 # After these seconds a thread that does not end is left behind: it dies with the process.
 _CLOSE_SECONDS = 20.0
 
@@ -110,15 +111,34 @@ class Prefetcher[T]:
 
 @contextlib.contextmanager
 def side_stream(device: torch.device | str) -> Iterator[None]:
-    """Work of a background thread on a CUDA stream of its own, done when the block ends; on a CPU nothing.
+    """Work of a background thread on the thread's own CUDA stream, done when the block ends; on a CPU nothing.
 
     The thread waits for its stream, so that whoever gets its results, on whatever stream, needs to wait for nothing.
+    Results that another stream reads need `used_here` there, or their memory may be written anew while it still reads.
     """
     device = torch.device(device)
     if device.type != "cuda":
         yield
         return
-    stream = torch.cuda.Stream(device)
-    with torch.cuda.stream(stream):
+    stream = _stream(device)
+    # The current device is a thread's own, and the first GPU in a new one: leaving the stream would go back to that one
+    # and leave a CUDA context there.
+    with torch.cuda.device(device), torch.cuda.stream(stream):
         yield
-    stream.synchronize()
+        stream.synchronize()
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Always the same in a thread: freed memory is kept for the stream that it was allocated on and no other."""
+    if not hasattr(_own, "streams"):
+        _own.streams = {}
+    if device not in _own.streams:
+        _own.streams[device] = torch.cuda.Stream(device)
+    return _own.streams[device]
+
+
+def used_here(tensors: Iterable[torch.Tensor]) -> None:
+    """Keep the memory of a side stream's results until what this stream is given before they are freed is done."""
+    for tensor in tensors:
+        if tensor.is_cuda:
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))

@@ -117,8 +117,6 @@ def _attention(local: Local) -> Iterator[Saved]:
         yield Saved("attention", "q, k, v of all windows", 3 * e * sizes.rows * C, inner)
         yield Saved("attention", "output of all windows", e * sizes.rows * C, inner)
         yield Saved("attention", "log-sum-exp", FP32 * sizes.rows * N, inner)
-        yield Saved("merge", "weighted rows in fp32", FP32 * sizes.rows * C, inner)
-        yield Saved("merge", "weights in fp32", FP32 * sizes.rows, inner)
     else:
         repeated = sizes.rows - sizes.video_rows  # shared rows, once for each window that reads them
         lse = sizes.video_rows + repeated + (sizes.shared_rows if local.backend == "triton" else 0)
@@ -186,8 +184,8 @@ def _attention_workspace(local: Local) -> float:
     """Gradients inside of attention: of its output, and of what the backend computes with."""
     sizes, e, C = local.sizes, local.width, local.channels
     if local.backend in GATHERED:
-        # The merge: gradients in fp32 of the joint rows, and of all windows' rows with and without their weights.
-        return FP32 * sizes.joint * C + 2 * FP32 * sizes.rows * C
+        # Of all windows' rows those of the output and of q, k and v, and the sum that takes them back to tokens.
+        return 5 * e * sizes.rows * C + 2 * e * sizes.joint * C
     # Of q, k, v and the output; each window's copies of shared queries and of their gradients.
     return 4 * e * sizes.joint * C + 2 * e * (sizes.rows - sizes.video_rows) * C
 

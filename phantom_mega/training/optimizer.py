@@ -118,8 +118,10 @@ def update_ema(optimizer: ChainedOptimizer, decay: float, updates: int) -> float
     """
     decay = min(decay, (1 + updates) / (10 + updates))
     for part in optimizer.chained_optimizers:
-        for param in _main_params(part):
-            part.optimizer.state[param]["ema"].lerp_(param.float(), 1 - decay)
+        params = _main_params(part)
+        if params:
+            averages = [part.optimizer.state[param]["ema"] for param in params]
+            torch._foreach_lerp_(averages, [param.float() for param in params], 1 - decay)
     return decay
 
 

@@ -43,6 +43,14 @@ def test_a_parked_model_takes_no_memory_and_its_next_step_is_the_same(weights, m
     assert all(torch.equal(a, b) for a, b in zip(straight, waited))
 
 
+def test_quantized_weights_do_not_wait_on_the_device_with_a_parked_model(weights):
+    engine = engines.ours(SMALL.model, ParallelConfig(), PrecisionConfig(), weights)
+    linear = engine.chunk.blocks.get_submodule("0").visual.linear_qkv
+    linear._fp8_workspaces = {"weight": torch.zeros(3)}  # where Transformer Engine's linears keep them
+    engine.park()
+    assert linear._fp8_workspaces == {}
+
+
 def test_fp8_is_asked_for_with_its_recipe_or_the_configurations():
     precision = engines.fp8_precision("delayed")
     assert (precision.bf16, precision.fp8, precision.fp8_recipe) == (True, "hybrid", "delayed")

@@ -80,6 +80,18 @@ def test_nothing_is_compiled_anew_when_cases_take_turns(peer):
             peer.forward(batch(13, 1)[0])
 
 
+def test_every_kind_and_length_is_really_compiled(peer):
+    graphs = torch._dynamo.utils.counters["stats"]
+    torch._dynamo.reset()
+    for frames in (5, 9, 13):
+        for kernel in (None, "native", "flash"):
+            before = graphs["unique_graphs"]
+            peer.chunk.configure(kernel, "eager")
+            peer.forward(batch(frames, 0)[0])
+            # The last block is another one: its text stream is frozen in part.
+            assert graphs["unique_graphs"] == before + 2, (frames, kernel)
+
+
 def test_gradients_are_the_same_and_those_of_the_adaln_sum_to_ours(single_rank, weights):
     ours, peer = engines.ours(MODEL, ParallelConfig(), FP32, weights), engines.peer(MODEL, FP32, weights, CPU)
     data = batch(33, 1)

@@ -63,9 +63,10 @@ def test_targets_are_judged_on_their_gpu_at_their_size_alone(device, full_size, 
     assert found[0][0] == 2.0 and all(v.startswith("not run") and v.endswith(why) for _, v in found)
 
 
-def test_the_fair_peer_is_the_faster_of_both_kernels_and_a_compiled_one_is_not_it():
-    steps = [step("diffusers_flash", 9.0), step("diffusers_cudnn", 8.0), step("diffusers_cudnn_compiled", 7.0)]
+def test_the_fair_peer_is_the_fastest_without_a_mask_and_one_with_it_is_not_fair():
+    steps = [step("diffusers_flash", 9.0), step("diffusers_cudnn", 8.0), step("diffusers_compiled", 1.0)]
     assert summary.fair_peer([*steps, step("diffusers_flash", 1.0, frames=49)], 81) == 8.0
+    assert summary.fair_peer([*steps, step("diffusers_cudnn_compiled", 7.0)], 81) == 7.0
     assert summary.fair_peer(steps, 49) is None
 
 

@@ -3,13 +3,14 @@
 import dataclasses
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from phantom_mega.conditioning.ahead import EncodeAhead, encode_next
 from phantom_mega.conditioning.head import InputHead
-from phantom_mega.data.prefetch import side_stream
+from phantom_mega.data.prefetch import side_stream, used_here
 from phantom_mega.errors import UserError
 from tests.conditioning.helpers import tiny_run_config
 from tests.media import write_data_set
@@ -77,6 +78,17 @@ def test_features_are_those_of_encoding_in_the_step_bit_for_bit(folder, head, ah
     loader.close()
 
 
+def test_decoded_clips_are_kept_for_what_the_encoders_stream_still_reads(folder, head, monkeypatch):
+    marked = []
+    monkeypatch.setattr("phantom_mega.conditioning.ahead.used_here", marked.extend)
+    loader = loader_of(folder)
+    pack = encode_next(loader, head, None).pack
+    loader.close()
+    shapes = {tuple(tensor.shape) for tensor in marked}
+    assert {(3, sample.num_frames, sample.height, sample.width) for sample in pack} <= shapes
+    assert {(len(sample.references), 3, sample.height, sample.width) for sample in pack} <= shapes
+
+
 def test_the_next_pack_is_encoded_while_the_step_works_on_this_one_and_not_without_bound(ahead, head):
     ahead.take()
     wait_until(lambda: head.begun == 3)  # taken; waiting to be taken; in the thread's hand
@@ -137,3 +149,32 @@ def test_a_side_stream_is_done_when_its_block_ends():
     for _ in range(20):
         expected = expected @ x / 64
     assert total == expected.double().sum().item()
+
+
+@pytest.mark.gpu
+def test_a_thread_has_one_side_stream_and_another_thread_another():
+    def stream(_=None):
+        with side_stream("cuda"):
+            return torch.cuda.current_stream().cuda_stream
+
+    with ThreadPoolExecutor(1) as other:
+        assert len({stream(), stream(), other.submit(stream).result(), *other.map(stream, range(3))}) == 2
+
+
+@pytest.mark.gpu
+def test_memory_of_a_side_stream_is_not_given_anew_while_another_stream_reads_it():
+    def place():
+        return torch.empty(5 << 20, device="cuda")
+
+    with side_stream("cuda"):
+        first = place()
+    torch.cuda._sleep(1 << 30)
+    used_here([first])
+    before = first.data_ptr()
+    del first
+    with side_stream("cuda"):
+        assert place().data_ptr() != before
+    torch.cuda.synchronize()
+    with side_stream("cuda"):
+        found = [place() for _ in range(2)]
+        assert before in {tensor.data_ptr() for tensor in found}

@@ -90,8 +90,8 @@ def rows_and_statistics() -> int:
     return 2 * 6 * C * 2 + T * (2 * 8 + 2 * 4 * N)
 
 
-# q, k, v and the output that SDPA keeps, its log-sum-exp, and what index_add keeps of the merge: its float32 source.
-ATTENTION = T * (2 * 4 * C + 4 * N + 4 * C) + 4 * T
+# q, k, v and the output that SDPA keeps, and its log-sum-exp.
+ATTENTION = T * (2 * 4 * C + 4 * N)
 # linear_qkv's input and output, linear_proj's input and output, fc1's input, fc2's output, the MLP's residual stream.
 LINEARS = T * 2 * (C + 3 * C + C + C + C + C + C)
 GELU = T * 2 * (F + F)

@@ -8,6 +8,7 @@ import torch
 
 from phantom_mega.config import DataConfig
 from phantom_mega.data.decode import PyAVDecoder, make_decoder, probe_clip
+from phantom_mega.data.decode_dali import DaliDecoder
 from phantom_mega.errors import UserError
 from tests.data.clips import (
     FRAMES,
@@ -23,6 +24,9 @@ from tests.data.clips import (
 from tests.media import CODECS, encode_clip
 
 BT709, BT601, LIMITED, FULL = 1, 5, 1, 2
+
+
+DECODERS = {"pyav": PyAVDecoder, "dali, else pyav": lambda: DaliDecoder(DataConfig(), torch.device("cpu"))}
 
 
 def decode(clip, codec="vp9", **item):
@@ -84,13 +88,13 @@ def test_clips_are_turned_as_players_turn_them(frames, degrees):
 
 @pytest.mark.parametrize("name", ["zero_byte", "truncated", "one_frame", "audio_only", "variable_rate", "other_size",
                                   "no_media", "damaged"])  # fmt: skip
-@pytest.mark.parametrize("decoder", ["pyav", "auto"])
+@pytest.mark.parametrize("decoder", DECODERS)
 def test_a_bad_clip_is_named_and_moves_no_other_sample(clips, bad_clips, name, decoder):
     clip, message = bad_clips[name]
     good = [make_item(clips["vp9"], key=f"good_{i}", start=i, references=[reference_image()]) for i in range(3)]
-    alone = make_decoder(DataConfig(decoder=decoder)).decode(good)
+    alone = DECODERS[decoder]().decode(good)
     items = [good[0], make_item(clip, key="bad", references=[reference_image()]), *good[1:]]
-    results = make_decoder(DataConfig(decoder=decoder)).decode(items)
+    results = DECODERS[decoder]().decode(items)
     assert [result.sample.key for result in results] == ["good_0", "bad", "good_1", "good_2"]
     bad = results.pop(1)
     assert re.search(f"shard-000007.tar, sample bad: .*({message})", bad.error)
@@ -101,7 +105,7 @@ def test_a_bad_clip_is_named_and_moves_no_other_sample(clips, bad_clips, name, d
         assert torch.equal(result.references, expected.references) and result.caption == expected.caption
 
 
-@pytest.mark.parametrize("decoder", ["pyav", "auto"])
+@pytest.mark.parametrize("decoder", DECODERS)
 def test_a_bad_reference_or_still_is_named(clips, decoder):
     cut = reference_image()[:-200]
     items = [
@@ -111,7 +115,7 @@ def test_a_bad_reference_or_still_is_named(clips, decoder):
         make_item(clips["vp9"], references=[reference_image()], masks=[b"no image"]),
         make_item(clips["vp9"], references=[reference_image()]),
     ]
-    errors = [result.error for result in make_decoder(DataConfig(decoder=decoder)).decode(items)]
+    errors = [result.error for result in DECODERS[decoder]().decode(items)]
     assert "reference 1: the image cannot be read" in errors[0]
     assert all("the image cannot be read" in error for error in errors[1:4]) and errors[4] is None
 
@@ -139,3 +143,8 @@ def test_a_dropped_frame_makes_the_rate_variable_and_rounded_times_do_not(frames
 def test_an_unknown_decoder_is_an_error_that_names_the_known_ones():
     with pytest.raises(UserError, match="use auto, dali or pyav"):
         make_decoder(DataConfig(decoder="opencv"))
+
+
+def test_on_a_cpu_pyav_decodes_unless_dali_is_asked_for():
+    assert isinstance(make_decoder(DataConfig()), PyAVDecoder)
+    assert isinstance(make_decoder(DataConfig(decoder="dali")), DaliDecoder)

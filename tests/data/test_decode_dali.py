@@ -10,7 +10,7 @@ from PIL import Image
 
 from phantom_mega.config import DataConfig
 from phantom_mega.data import decode_dali
-from phantom_mega.data.decode import PyAVDecoder, make_decoder, probe_clip
+from phantom_mega.data.decode import PyAVDecoder, probe_clip
 from phantom_mega.data.decode_dali import CPU_CODECS, DaliDecoder
 from tests.data.clips import (
     FRAMES,
@@ -113,7 +113,7 @@ def test_references_turned_by_exif_agree(dali, clips, turn):
 
 
 def test_codecs_decide_who_decodes(dali, clips):
-    auto = make_decoder(DataConfig(decoder="auto"))
+    auto = DaliDecoder(DataConfig(), torch.device("cpu"))
     item = make_item(clips["h264"], "h264")
     assert torch.equal(auto.decode([item])[0].video, PyAVDecoder().decode([item])[0].video)
     assert "DALI does not decode h264 on the CPU; use data.decoder=auto" in dali.decode([item])[0].error
@@ -130,7 +130,10 @@ def test_what_dali_would_decode_wrongly_goes_to_pyav(dali, frames, clips):
     sample, raw = make_item(clips["vp9"])
     uneven = dataclasses.replace(sample, frame_indices=(0, 1, 3, 4, 5))
     assert "evenly" in dali.refusal(uneven, probe_clip(raw)) and dali.refusal(sample, probe_clip(raw)) is None
-    [ours], [theirs] = make_decoder(DataConfig()).decode([(uneven, raw)]), PyAVDecoder().decode([(uneven, raw)])
+    [ours], [theirs] = (
+        DaliDecoder(DataConfig(), torch.device("cpu")).decode([(uneven, raw)]),
+        PyAVDecoder().decode([(uneven, raw)]),
+    )
     assert torch.equal(ours.video, theirs.video)
 
 
@@ -153,7 +156,7 @@ def test_missing_frames_are_an_error_not_black(dali, clips):
 
 
 def test_pyav_takes_over_with_a_warning_when_dali_fails(clips, monkeypatch, caplog):
-    decoder = make_decoder(DataConfig())
+    decoder = DaliDecoder(DataConfig(), torch.device("cpu"))
     inputs, noise = decode_dali._clip_inputs, {"encoded": np.arange(99, dtype=np.uint8)}
     monkeypatch.setattr(decode_dali, "_clip_inputs", lambda *args: inputs(*args) | noise)
     items = [make_item(clips["vp9"], key=f"k{i}", start=i) for i in range(2)]

@@ -167,7 +167,7 @@ def test_too_many_bad_samples_stop_the_run_with_exit_code_2(own_data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+@pytest.mark.parametrize("decoder", ["dali", "pyav"])
 def test_memory_is_flat_over_5000_batches(tmp_path, decoder):
     """Real clips and images, decoded anew in every epoch by two threads, in a process that starts as training does."""
     write_data_set(tmp_path / "data", count=6, frames=10, size=(48, 64))
