@@ -164,7 +164,7 @@ def test_packs_of_all_sizes_share_a_few_graphs_without_breaks():
 
 def test_inputs_with_and_without_gradient_share_a_graph(monkeypatch):
     counter, compile_ = CompileCounter(), torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend=counter))
+    monkeypatch.setattr(torch, "compile", lambda function, options: compile_(function, backend=counter))
     monkeypatch.setattr(fused, "_on_gpu", lambda x: True)
     function = fused.fused_on_gpu(fused._gated.__wrapped__)
     args = arguments("gated_residual", torch.float32)

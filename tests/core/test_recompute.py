@@ -174,7 +174,7 @@ def test_memory_of_an_offloaded_block_is_free_as_soon_as_the_next_has_run(monkey
 
 
 class CachingLinear(torch.nn.Linear):
-    """Has a quantized copy of its weight from its first pass on, kept where Transformer Engine's linears keep theirs."""
+    """Has a quantized copy of its weight from its first pass on, where Transformer Engine's linears keep theirs."""
 
     def __init__(self):
         super().__init__(8, 8, bias=False)
