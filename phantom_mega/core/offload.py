@@ -88,12 +88,12 @@ class ActivationOffload:
     whose copies end meanwhile; in the backward pass the one that runs and the next.
 
     Args:
-        module: its parameters and buffers stay.
+        module: its parameters and buffers stay, and what Transformer Engine caches of them.
         *inputs: dataclasses of tensors that live as long as the pass and so stay too.
     """
 
     def __init__(self, module: nn.Module, *inputs):
-        resident = [*module.parameters(), *module.buffers(), *_tensors(inputs)]
+        resident = [*module.parameters(), *module.buffers(), *_cached_weights(module), *_tensors(inputs)]
         self._resident = {tensor.untyped_storage().data_ptr() for tensor in resident}
         self._device = resident[0].device
         self._running: _Block | None = None
@@ -107,9 +107,8 @@ class ActivationOffload:
         def pack(tensor: torch.Tensor):
             storage = tensor.untyped_storage()
             key = storage.data_ptr()
-            # Random states are on the host as it is; Transformer Engine marks what belongs to a parameter.
-            stays = tensor.device != self._device or getattr(tensor, "_TE_do_not_offload", False)
-            if stays or key in self._resident:
+            # Random states are on the host as it is.
+            if tensor.device != self._device or key in self._resident:
                 return tensor
             if key not in block.handles:
                 block.handles[key] = _Offloaded(storage)
@@ -143,6 +142,16 @@ class ActivationOffload:
         if self._copying is not None:
             self._copying.release()
             self._copying = None
+
+
+def _cached_weights(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Transformer Engine's 8-bit copies of weights: its linears have them from their first pass on.
+
+    They are saved for every backward pass, and marked as what not to offload only if its own offload is on.
+    """
+    for each in module.modules():
+        for copy in getattr(each, "_fp8_workspaces", {}).values():
+            yield from (data for data in copy.get_data_tensors() if data is not None)
 
 
 def _tensors(value) -> Iterator[torch.Tensor]:

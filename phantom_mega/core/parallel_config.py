@@ -38,6 +38,7 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
     check_layout(model, parallel)
     check_precision(precision, model, parallel)
     dtype = torch.bfloat16 if precision.bf16 else torch.float32
+    hooked = parallel.recompute_granularity == "selective" or parallel.cpu_offloading_num_layers > 0
     interleaved = parallel.virtual_pipeline_model_parallel_size is not None
     recompute = dict(recompute_granularity=parallel.recompute_granularity, recompute_modules=[])
     if parallel.recompute_granularity == "full":
@@ -67,7 +68,7 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         perform_initialization=False,
         # Sums over tokens, divided once by the tokens of the whole global batch: the same loss at every layout.
         calculate_per_token_loss=True,
-        gradient_accumulation_fusion=fuses_weight_gradients(parallel.transformer_impl, precision.bf16),
+        gradient_accumulation_fusion=fuses_weight_gradients(parallel.transformer_impl, precision.bf16, hooked),
         # Belongs to attention that is not used here.
         masked_softmax_fusion=False,
         # With megatron's defaults (the opposite of both) the interleaved schedule computes wrong gradients silently.

@@ -18,7 +18,8 @@ from torch.autograd.graph import saved_tensors_hooks
 def dropped(output: torch.Tensor) -> Iterator[None]:
     """What runs inside does not keep `output` for its backward pass: it is then computed again from its own inputs.
 
-    An 8-bit copy that Transformer Engine makes of `output` is kept as always.
+    All else is kept as it would be outside, also in host memory (`offload`): an 8-bit copy that Transformer Engine
+    makes of `output` is one such tensor.
 
     Args:
         output: of a function of `fused` that leaves `again` in its context: from what it saved to its output.
@@ -28,15 +29,21 @@ def dropped(output: torch.Tensor) -> Iterator[None]:
         yield
         return
 
+    # Autograd calls the innermost hooks alone.
+    outer_pack, outer_unpack = torch._C._autograd._top_saved_tensors_default_hooks(False) or (_same, _same)
+
     def pack(tensor: torch.Tensor):
         if tensor.untyped_storage().data_ptr() != storage:
-            return tensor
-        return tensor.size(), tensor.stride(), tensor.storage_offset()
+            return False, outer_pack(tensor)
+        return True, (tensor.size(), tensor.stride(), tensor.storage_offset())
 
     def unpack(packed) -> torch.Tensor:
-        if isinstance(packed, torch.Tensor):
-            return packed
-        return node.again(node.saved_tensors).as_strided(*packed)
+        is_dropped, kept = packed
+        return node.again(node.saved_tensors).as_strided(*kept) if is_dropped else outer_unpack(kept)
 
     with saved_tensors_hooks(pack, unpack):
         yield
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor

@@ -54,16 +54,18 @@ def resolve_transformer_impl(name: str) -> str:
     return name
 
 
-def fuses_weight_gradients(transformer_impl: str, bf16: bool) -> bool:
+def fuses_weight_gradients(transformer_impl: str, bf16: bool, hooked: bool) -> bool:
     """Whether the GEMM of a weight's gradient adds to the fp32 gradient buffer itself, without a bf16 copy between.
 
-    Transformer Engine's linears can; megatron-core's own need an extension of apex for it.
+    Transformer Engine's linears can; megatron-core's own need an extension of apex for it, and not to be `hooked`: what
+    autograd's hooks for saved tensors (`recompute.dropped`, `offload`) give back in place of a weight is another Python
+    object, where these linears tell DDP in vain that the gradient is added already.
 
     Raises:
         UserError: see `resolve_transformer_impl`.
     """
     engine = resolve_transformer_impl(transformer_impl) == "transformer_engine"
-    return bf16 and (engine or fused_libraries.find().apex_weight_gradient)
+    return bf16 and (engine or (fused_libraries.find().apex_weight_gradient and not hooked))
 
 
 def block_spec(transformer_impl: str = "auto") -> ModuleSpec:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from phantom_mega.attention import Windows
 from phantom_mega.errors import UserError
@@ -67,6 +68,7 @@ class _WindowAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         with torch.cuda.device_of(grad):
             gradients = backward(*ctx.saved_tensors, grad.contiguous(), ctx.index, ctx.blocks)

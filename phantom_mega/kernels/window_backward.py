@@ -22,10 +22,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from phantom_mega.kernels.window_forward import offsets, read, read_index, read_tile
+from phantom_mega.kernels.window_forward import PACK_SIZES, offsets, read, read_index, read_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PACK_SIZES)
 def delta_kernel(
     out, grad, slot_out, lse, level, delta, rows, tiles, windows, heads, video, shared, lse_length,
     TILE: tl.constexpr, HEAD_DIM: tl.constexpr,
@@ -100,7 +100,7 @@ def _query_range(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PACK_SIZES)
 def dq_kernel(
     q, k, v, grad, dq, level, delta, rows, tiles, windows, heads, lse_length, qk_scale, scale,
     TILE: tl.constexpr, STEP: tl.constexpr, HEAD_DIM: tl.constexpr, STAGES: tl.constexpr,
@@ -178,7 +178,7 @@ def _key_range(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PACK_SIZES)
 def dkv_kernel(
     q, k, v, grad, dk, dv, level, delta, rows, tiles, windows, heads, lse_length, qk_scale, scale,
     TILE: tl.constexpr, STEP: tl.constexpr, HEAD_DIM: tl.constexpr, STAGES: tl.constexpr,

@@ -22,6 +22,8 @@ import triton.language as tl
 from phantom_mega.kernels.tiles import COLUMNS
 
 TILE_COLUMNS = tl.constexpr(COLUMNS)
+# Sizes that differ from pack to pack. Triton would compile a kernel anew for each mix of those divisible by 16.
+PACK_SIZES = ("video", "shared", "lse_length")
 
 
 @triton.jit
@@ -96,7 +98,7 @@ def attend(
     return _steps(query, acc, top, total, k, v, rows, full, last, stride, qk_scale, STEP, HEAD_DIM, 1, True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PACK_SIZES)
 def attend_kernel(
     q, k, v, out, base, lse, rows, tiles, windows, heads, video, lse_length, qk_scale,
     TILE: tl.constexpr, STEP: tl.constexpr, HEAD_DIM: tl.constexpr, STAGES: tl.constexpr,
@@ -127,7 +129,7 @@ def attend_kernel(
         tl.store(out + offsets(row, stride, HEAD_DIM), acc.to(out.dtype.element_ty), mask=inside[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PACK_SIZES)
 def mean_kernel(
     q, k, v, out, base, slot_out, lse, rows, tiles, windows, heads, video, shared, lse_length, qk_scale,
     TILE: tl.constexpr, STEP: tl.constexpr, HEAD_DIM: tl.constexpr, STAGES: tl.constexpr, SAVE: tl.constexpr,

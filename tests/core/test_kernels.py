@@ -89,10 +89,18 @@ def test_only_bf16_gradients_are_added_by_a_gemm_and_only_where_one_is_there(mon
     found = {"apex": FusedLibraries(apex_weight_gradient=True), "": FusedLibraries(apex_multi_tensor=True)}
     for name, libraries in found.items():
         monkeypatch.setattr(fused_libraries, "find", lambda libraries=libraries: libraries)
-        assert [fuses_weight_gradients("local", bf16) for bf16 in (True, False)] == [name == "apex", False]
+        assert [fuses_weight_gradients("local", bf16, False) for bf16 in (True, False)] == [name == "apex", False]
     monkeypatch.setattr(fused_libraries, "find", lambda: FusedLibraries(transformer_engine="2.20.2"))
-    assert [fuses_weight_gradients("auto", bf16) for bf16 in (True, False)] == [True, False]
-    assert not fuses_weight_gradients("local", True)
+    assert [fuses_weight_gradients("auto", bf16, True) for bf16 in (True, False)] == [True, False]
+    assert not fuses_weight_gradients("local", True, False)
+
+
+def test_the_gemm_of_apex_adds_no_gradients_where_hooks_hide_the_weight_from_its_linear(monkeypatch):
+    monkeypatch.setattr(fused_libraries, "find", lambda: FusedLibraries(apex_weight_gradient=True))
+    selective, offload = {"recompute_granularity": "selective"}, {"cpu_offloading_num_layers": 1}
+    for fields in ({}, {"recompute_granularity": "full"}, selective, offload):
+        built = transformer_config(ModelConfig(), ParallelConfig(**fields), PrecisionConfig(bf16=True))
+        assert built.gradient_accumulation_fusion == (fields not in (selective, offload))
 
 
 # What the registry's `apex` and an engine for another CUDA do to whoever imports them.

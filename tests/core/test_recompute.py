@@ -1,13 +1,15 @@
 """Selective recompute and activation offload: the same numbers to the bit, less memory, copies back one block ahead."""
 
+import contextlib
 import functools
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 
 from phantom_mega.config import ModelConfig, ParallelConfig, PrecisionConfig
 from phantom_mega.core import offload
-from phantom_mega.core.build import build_model
+from phantom_mega.core.build import build_model, wrap_ddp
 from phantom_mega.core.convert import load_hf
 from phantom_mega.core.fused import modulated_layer_norm
 from phantom_mega.core.layers import BlockInputs
@@ -171,6 +173,38 @@ def test_memory_of_an_offloaded_block_is_free_as_soon_as_the_next_has_run(monkey
     assert events == ["0", "1", "release", "2", "release", "3"]
 
 
+class CachingLinear(torch.nn.Linear):
+    """Has a quantized copy of its weight from its first pass on, where Transformer Engine's linears keep theirs."""
+
+    def __init__(self):
+        super().__init__(8, 8, bias=False)
+        self._fp8_workspaces = {}
+
+    def get_data_tensors(self):
+        return self.copy, None
+
+    def forward(self, x):
+        if not self._fp8_workspaces:
+            self.copy, self._fp8_workspaces["weight"] = self.weight.detach().clone(), self
+        return x @ self.copy
+
+
+def test_cached_copies_of_weights_are_not_offloaded():
+    linear, x = CachingLinear(), torch.randn(4, 8, requires_grad=True)
+
+    def offloaded():
+        engine = offload.ActivationOffload(linear)
+        with engine.block():
+            out = linear(x)
+        engine.computed(out)
+        engine.finish()
+        return out
+
+    offloaded()  # makes the copy
+    out, kept, host = live_bytes(offloaded)
+    assert (kept - out.nbytes, host) == (0, 0)
+
+
 def test_nothing_is_offloaded_without_gradients():
     chunk, inputs = loaded(cpu_offloading_num_layers=4), reference.microbatches()[0][0]
     with torch.no_grad():
@@ -191,6 +225,27 @@ def test_a_dropped_tensor_is_computed_again_also_where_a_view_of_it_is_kept():
         else:
             out = y.view(12, 4)[2:] @ weight
         results.append(torch.autograd.grad(out.square().sum(), (x, weight)))
+    for first, second in zip(*results, strict=True):
+        assert torch.equal(first, second)
+
+
+def test_what_else_is_kept_beside_a_dropped_tensor_goes_where_it_would_go_outside():
+    """As the 8-bit copies of Transformer Engine's linears go to the host with the rest of an offloaded block."""
+    x, weight = torch.randn(6, 8, requires_grad=True), torch.randn(8, 5, requires_grad=True)
+    rows, sample, seen = torch.randn(2, 8), torch.tensor([0, 1, 1, 0, 1, 0]), []
+
+    def pack(tensor):
+        seen.append(tensor)
+        return [tensor.clone()]
+
+    results = []
+    for hooks in (saved_tensors_hooks(pack, lambda packed: packed[0]), contextlib.nullcontext()):
+        y = modulated_layer_norm(x, rows, rows, sample, 1e-6)
+        with hooks, dropped(y):
+            out = (torch.exp(y) @ weight).square()
+        results.append(torch.autograd.grad(out.sum(), (x, weight)))
+    # What exp put out (for itself and for the product), the weight, and the product.
+    assert sorted(tuple(tensor.shape) for tensor in seen) == [(6, 5), (6, 8), (6, 8), (8, 5)]
     for first, second in zip(*results, strict=True):
         assert torch.equal(first, second)
 
@@ -218,20 +273,23 @@ def test_less_memory_of_the_gpu_is_used(fields, most):
     peaks, results = [], []
     base = {key: value for key, value in fields.items() if key != "cpu_offloading_num_layers"}
     for settings in (base if base != fields else {}, fields):
-        (chunk,) = build_model(model, ParallelConfig(**settings), PrecisionConfig(bf16=True), seed=3)
+        parallel = ParallelConfig(**settings)
+        (chunk,) = build_model(model, parallel, PrecisionConfig(bf16=True), seed=3)
         generator = torch.Generator().manual_seed(0)
         for param in chunk.parameters():
             param.data.add_(0.02 * torch.randn(param.shape, generator=generator).to(param))
+        # Transformer Engine's linears add to DDP's gradients.
+        (wrapped,) = wrap_ddp([chunk], chunk.config, parallel)
         for _ in range(2):  # the first pass compiles
-            chunk.zero_grad(set_to_none=True)
+            wrapped.zero_grad_buffer()
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            out = chunk(inputs)
+            out = wrapped(inputs)
             out.float().square().sum().backward()
             peaks.append(torch.cuda.max_memory_allocated() - before)
-        results.append([out.detach().float(), *(param.grad.float() for param in chunk.parameters())])
-        del chunk, out
+        results.append([out.detach().float(), *(param.main_grad.clone() for param in chunk.parameters())])
+        del chunk, wrapped, out
     assert peaks[3] < most * peaks[1], peaks
     for first, second in zip(*results, strict=True):
         assert (first - second).norm() <= 0.01 * first.norm() + 1e-6
