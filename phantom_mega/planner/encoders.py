@@ -66,14 +66,15 @@ class Encoders:
 
     def flops(self, shapes: Sequence[SampleShape]) -> float:
         """FLOPs of encoding the samples of a pack."""
-        total = 0.0
-        for shape in shapes:
+        return sum(map(self.sample_flops, shapes))
+
+    def sample_flops(self, shape: SampleShape) -> float:
+        """FLOPs of encoding one sample, which one rank does."""
+        total = self.text_flops * shape.text_tokens + self.vision_flops * shape.references * shape.clip_tokens
+        if self.vae_known:
             pixels = shape.frame_tokens * PIXELS_PER_TOKEN**2
             frames = VAE_TIME_STRIDE * (shape.frames - 1) + 1
-            if self.vae_known:
-                clip = VAE_FLOPS_CLIP + VAE_FLOPS_FRAME * frames
-                references = shape.references * (VAE_FLOPS_CLIP + VAE_FLOPS_FRAME)
-                total += pixels * (clip + references) * (TILE_OVERLAP if pixels > TILE_ABOVE else 1)
-            total += self.text_flops * shape.text_tokens
-            total += self.vision_flops * shape.references * shape.clip_tokens
+            clip = VAE_FLOPS_CLIP + VAE_FLOPS_FRAME * frames
+            references = shape.references * (VAE_FLOPS_CLIP + VAE_FLOPS_FRAME)
+            total += pixels * (clip + references) * (TILE_OVERLAP if pixels > TILE_ABOVE else 1)
         return total

@@ -56,7 +56,7 @@ class Plan:
     @property
     def encoder_flops(self) -> float:
         """FLOPs of the frozen encoders in one iteration."""
-        return sum(self.workload.encoding) / len(self.workload.encoding) * self.config.train.global_batch_size
+        return self.workload.mean_encoding * self.config.train.global_batch_size
 
     def utilisation(self, estimate: Estimate) -> float:
         """Needed FLOPs over the BF16 peak of all GPUs (MFU)."""
