@@ -5,7 +5,6 @@ Counts are those of the published architectures; a test builds each on torch's m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from phantom_mega.config import ConditioningConfig, PrecisionConfig
@@ -63,10 +62,6 @@ class Encoders:
         weights = sum((count or 0) * bytes_ for count, (_, bytes_) in zip(counts, entries, strict=True))
         text = (counts[1] or 0) - EMBEDDINGS.get(names[1], 0)
         return cls(float(weights), unknown, bool(counts[0]), 2.0 * text, 2.0 * (counts[2] or 0))
-
-    def flops(self, shapes: Sequence[SampleShape]) -> float:
-        """FLOPs of encoding the samples of a pack."""
-        return sum(map(self.sample_flops, shapes))
 
     def sample_flops(self, shape: SampleShape) -> float:
         """FLOPs of encoding one sample, which one rank does."""
