@@ -185,6 +185,14 @@ BACKENDS = {
 }
 
 
+def check_backend(name: str) -> None:
+    """Raises:
+    UserError: neither `auto` nor in `BACKENDS`.
+    """
+    if name not in ("auto", *BACKENDS):
+        raise UserError(f"attention_backend={name!r} is unknown; use one of auto, {', '.join(BACKENDS)}")
+
+
 def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that `auto` stands for: torch's flash attention in half precision on a GPU, else SDPA.
 
@@ -193,8 +201,7 @@ def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
     Raises:
         UserError: an unknown name, or a backend that cannot run on this device in this precision.
     """
-    if name not in ("auto", *BACKENDS):
-        raise UserError(f"attention_backend={name!r} is unknown; use one of auto, {', '.join(BACKENDS)}")
+    check_backend(name)
     half_on_gpu = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     if name == "auto":
         return "varlen" if half_on_gpu else "sdpa"

@@ -156,8 +156,10 @@ def check_global_batch_size(global_batch_size: int, data_parallel: int) -> None:
     """Every data-parallel rank trains on as many packs.
 
     Raises:
-        UserError: the packs of an iteration cannot be shared out so; names the nearest number that can.
+        UserError: there are none, or they cannot be shared out so; names the nearest number that can.
     """
+    if global_batch_size < 1:
+        raise UserError(f"train.global_batch_size={global_batch_size} must be at least 1")
     if global_batch_size % data_parallel:
         nearest = max(data_parallel, round(global_batch_size / data_parallel) * data_parallel)
         raise UserError(

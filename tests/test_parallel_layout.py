@@ -4,7 +4,7 @@ import pytest
 
 from phantom_mega.config import DataConfig, ModelConfig, ParallelConfig
 from phantom_mega.errors import UserError
-from phantom_mega.parallel_layout import check_layout, check_num_microbatches
+from phantom_mega.parallel_layout import check_global_batch_size, check_layout, check_num_microbatches
 
 MODEL = ModelConfig()
 
@@ -85,6 +85,13 @@ def test_ranks_that_form_no_whole_replica_are_refused():
         check_layout(MODEL, parallel, world_size=6)
     with pytest.raises(UserError, match=r"6 ranks cannot form groups .* = 1 x 4 x 1; start a multiple of 4"):
         check_layout(MODEL, ParallelConfig(context_parallel_size=4), world_size=6)
+
+
+def test_an_iteration_has_packs_as_many_for_each_replica():
+    check_global_batch_size(8, 4)
+    for size, message in ((0, "global_batch_size=0 must be at least 1"), (9, "the nearest is 8")):
+        with pytest.raises(UserError, match=message):
+            check_global_batch_size(size, 4)
 
 
 def test_interleaved_schedule_needs_whole_groups_of_microbatches():

@@ -1,7 +1,7 @@
 """Measure the training step on one GPU beside diffusers' stock HunyuanVideo blocks with the same weights, in one run.
 
 Examples:
-  python tools/benchmark.py --json runs/benchmark.json --markdown runs/benchmark.md     # one GPU, about 8 minutes
+  python tools/benchmark.py --json runs/benchmark.json --markdown runs/benchmark.md     # one GPU, stops after 9 minutes
   python tools/benchmark.py --small                                                     # tiny sizes, also without a GPU
   python tools/benchmark.py --cases ours_windows ours_windows_fp8 --frames 81 --parts steps
   python tools/benchmark.py --parts attention --references 4 --frames 81                # attention alone
@@ -92,6 +92,9 @@ def build_session(arguments: argparse.Namespace) -> Session:
     )
     command = shlex.join(["python", "tools/benchmark.py", *sys.argv[1:]])
     paths = arguments.json, arguments.markdown
+    for path in paths:
+        if path is not None and path.is_dir():
+            raise UserError(f"{path} is a folder; name a file in it")
     return Session(settings, tuple(arguments.references), tuple(arguments.parts), *paths, command)
 
 

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from phantom_mega.config_io import RUN, load_run_config
 from phantom_mega.errors import UserError
+from phantom_mega.files import whole_file
 
 if TYPE_CHECKING:
     from phantom_mega.config import RunConfig
@@ -61,6 +62,8 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
     known, settings = parser.parse_known_args(arguments)
     if not known.config and not known.phases:
         parser.error("--config is needed, e.g. --config stage1_256p (or --phases)")
+    if known.config and known.phases:
+        parser.error(f"--phases plans {' and '.join(PHASES)}; leave out --config, or --phases")
     return known, settings
 
 
@@ -117,7 +120,8 @@ def main(arguments: list[str] | None = None) -> None:
         if options.json == "-":
             print(content)
             return
-        Path(options.json).write_text(content + "\n")
+        with whole_file(Path(options.json)) as temporary:
+            temporary.write_text(content + "\n")
     for plan in plans:
         print(text_report(plan, options.top, options.refused), end="\n\n" if options.phases else "\n")
     if options.phases:

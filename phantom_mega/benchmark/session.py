@@ -168,6 +168,7 @@ class Session:
                 "compiler": settings.compiler,
                 "fp8_recipe": settings.fp8_recipe,
             },
+            "full_size": size == FULL,
             "peak_tflops": {"bf16": peak_bf16, "fp8": peak_fp8},
             "matmul": self.matmul,
             "steps": report.step_records(steps, speeds),

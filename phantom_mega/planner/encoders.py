@@ -5,7 +5,6 @@ Counts are those of the published architectures; a test builds each on torch's m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from phantom_mega.config import ConditioningConfig, PrecisionConfig
@@ -64,16 +63,13 @@ class Encoders:
         text = (counts[1] or 0) - EMBEDDINGS.get(names[1], 0)
         return cls(float(weights), unknown, bool(counts[0]), 2.0 * text, 2.0 * (counts[2] or 0))
 
-    def flops(self, shapes: Sequence[SampleShape]) -> float:
-        """FLOPs of encoding the samples of a pack."""
-        total = 0.0
-        for shape in shapes:
+    def sample_flops(self, shape: SampleShape) -> float:
+        """FLOPs of encoding one sample, which one rank does."""
+        total = self.text_flops * shape.text_tokens + self.vision_flops * shape.references * shape.clip_tokens
+        if self.vae_known:
             pixels = shape.frame_tokens * PIXELS_PER_TOKEN**2
             frames = VAE_TIME_STRIDE * (shape.frames - 1) + 1
-            if self.vae_known:
-                clip = VAE_FLOPS_CLIP + VAE_FLOPS_FRAME * frames
-                references = shape.references * (VAE_FLOPS_CLIP + VAE_FLOPS_FRAME)
-                total += pixels * (clip + references) * (TILE_OVERLAP if pixels > TILE_ABOVE else 1)
-            total += self.text_flops * shape.text_tokens
-            total += self.vision_flops * shape.references * shape.clip_tokens
+            clip = VAE_FLOPS_CLIP + VAE_FLOPS_FRAME * frames
+            references = shape.references * (VAE_FLOPS_CLIP + VAE_FLOPS_FRAME)
+            total += pixels * (clip + references) * (TILE_OVERLAP if pixels > TILE_ABOVE else 1)
         return total

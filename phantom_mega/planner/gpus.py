@@ -24,24 +24,29 @@ class Rates:
         attention_bf16: of attention over long sequences in BF16.
         linear_fp8: of linear layers in FP8; None where the GPU has none or nobody measured it.
         source: where the numbers come from.
-        measured: whether `tools/benchmark.py` measured them on this kind of GPU; else they are published ones.
+        measured: names of those that `tools/benchmark.py` measured on this kind of GPU; the others are published ones.
     """
 
     linear_bf16: float
     attention_bf16: float
     linear_fp8: float | None
     source: str
-    measured: bool = False
+    measured: tuple[str, ...] = ()
+
+    def all_measured(self, fp8: bool) -> bool:
+        """Whether those are measured that a run with linear layers in FP8, or in BF16, takes."""
+        return {"linear_fp8" if fp8 else "linear_bf16", "attention_bf16"} <= set(self.measured)
 
     @classmethod
     def read(cls, path: Path, gpu: Gpu) -> Rates:
         """Rates from a JSON file, over the GPU's assumed ones for what the file leaves out.
 
         The file is `{"rates": {"linear_bf16": 520.0, "attention_bf16": 310.0, "linear_fp8": 700.0}, "device": "..."}`,
-        in TFLOP/s; other keys beside `rates` are not read.
+        in TFLOP/s; of what else the benchmark writes, its attention backend is named in `source`.
 
         Raises:
-            UserError: no such file, no `rates` in it, an unknown name, or a rate that no such GPU can have.
+            UserError: no such file, no `rates` in it, those of tiny sizes, an unknown name, or a rate that no such GPU
+                can have.
         """
         try:
             content = json.loads(Path(path).read_text())
@@ -50,9 +55,11 @@ class Rates:
         rates = content.get("rates") if isinstance(content, dict) else None
         if not isinstance(rates, dict) or not rates:
             raise UserError(
-                f"--rates {path} has no 'rates', as a benchmark on a CPU has none; it must hold "
-                '{"rates": {"linear_bf16": TFLOP/s}}'
+                f"--rates {path} has no 'rates', as a benchmark on a CPU or without one of its parts has none; "
+                'it must hold {"rates": {"linear_bf16": TFLOP/s}}'
             )
+        if content.get("full_size") is False:
+            raise UserError(f"--rates {path} was measured at the sizes of --small; run tools/benchmark.py without it")
         for name, value in rates.items():
             if name not in RATE_NAMES:
                 close = difflib.get_close_matches(name, RATE_NAMES, n=1)
@@ -70,8 +77,11 @@ class Rates:
                 f"--rates {path} was measured on {device}, not on --gpu {gpu.name}; name the GPU that it was"
             )
         left = [name for name in RATE_NAMES if name not in rates and getattr(gpu.assumed, name) is not None]
-        source = f"{path} ({device})" + (f"; {', '.join(left)} assumed, not measured" if left else "")
-        return dataclasses.replace(gpu.assumed, **rates, source=source, measured=not left)
+        settings = content.get("settings")
+        backend = settings.get("attention_backend") if isinstance(settings, dict) else None
+        source = f"{path} ({device}{f', attention by {backend}' if backend else ''})"
+        source += f"; {', '.join(left)} assumed, not measured" if left else ""
+        return dataclasses.replace(gpu.assumed, **rates, source=source, measured=tuple(rates))
 
 
 RATE_NAMES = ("linear_bf16", "attention_bf16", "linear_fp8")

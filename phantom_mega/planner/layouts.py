@@ -30,7 +30,7 @@ _SELECTIVE = ([], ["layernorm", "mlp_act", "core_attn"], ["layernorm", "mlp"], [
 # Part of a GPU's memory that stays free: what formulas miss.
 MARGIN = 0.05
 # Times that differ by less are equal, as far as the formulas go: the simpler layout is then the better one.
-_RESOLUTION = 1.03
+RESOLUTION = 1.03
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ _SIZES = (
 
 
 def _ranked(found: list[Estimate]) -> list[Estimate]:
-    """The fastest first; among those as fast within `_RESOLUTION`, the one with fewer stages, then fewer parts."""
+    """The fastest first; among those as fast within `RESOLUTION`, the one with fewer stages, then fewer parts."""
     twins: dict[tuple, list[Estimate]] = defaultdict(list)
     for each in found:
         sizes = tuple(getattr(each.parallel, name) for name in _SIZES)
@@ -211,7 +211,7 @@ def _ranked(found: list[Estimate]) -> list[Estimate]:
 
     def rank(each: Estimate) -> tuple:
         parallel = each.parallel
-        steps = int(math.log(each.time.total / fastest) / math.log(_RESOLUTION))
+        steps = int(math.log(each.time.total / fastest) / math.log(RESOLUTION))
         parts = parallel.tensor_model_parallel_size * parallel.context_parallel_size
         virtual = parallel.virtual_pipeline_model_parallel_size or 1
         return steps, parallel.pipeline_model_parallel_size, virtual, parts, each.time.total

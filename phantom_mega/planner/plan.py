@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from phantom_mega.config import RunConfig
+from phantom_mega.config import ParallelConfig, RunConfig
 from phantom_mega.errors import UserError
+from phantom_mega.parallel_layout import check_global_batch_size
 from phantom_mega.planner.layouts import Estimate, Machines, Refusal, estimate, search
 from phantom_mega.planner.parameters import model_parameters
 from phantom_mega.planner.workload import Workload
+from phantom_mega.precision import check_precision
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Plan:
     @property
     def encoder_flops(self) -> float:
         """FLOPs of the frozen encoders in one iteration."""
-        return sum(self.workload.encoding) / len(self.workload.encoding) * self.config.train.global_batch_size
+        return self.workload.mean_encoding * self.config.train.global_batch_size
 
     def utilisation(self, estimate: Estimate) -> float:
         """Needed FLOPs over the BF16 peak of all GPUs (MFU)."""
@@ -67,7 +69,13 @@ class Plan:
 
 
 def make_plan(recipe: str, config: RunConfig, machines: Machines, workload: Workload) -> Plan:
-    """Estimate the configuration's own layout and search all others."""
+    """Estimate the configuration's own layout and search all others.
+
+    Raises:
+        UserError: what no other layout would change: number formats, an iteration without packs.
+    """
+    check_precision(config.precision, config.model, ParallelConfig(), config.data)
+    check_global_batch_size(config.train.global_batch_size, 1)
     own, why = None, ""
     try:
         own = estimate(config, machines, workload)

@@ -6,7 +6,7 @@ from phantom_mega.config import ParallelConfig
 from phantom_mega.parallel_layout import layers_per_chunk
 from phantom_mega.planner.encoders import Encoders
 from phantom_mega.planner.gpus import ENCODER_EFFICIENCY, LINK_EFFICIENCY
-from phantom_mega.planner.layouts import Estimate, group_refusals
+from phantom_mega.planner.layouts import RESOLUTION, Estimate, group_refusals
 from phantom_mega.planner.memory import GIB, Memory, recomputed_modules
 from phantom_mega.planner.plan import Plan, plain
 from phantom_mega.planner.timing import IterationTime
@@ -37,27 +37,58 @@ def layout_words(estimate: Estimate) -> str:
     )
 
 
+def _fixed(value: float, digits: int) -> str:
+    """With so many digits behind the point; what is there, but too small for them, is not shown as nothing."""
+    least = 10.0**-digits
+    return f"<{least:.{digits}f}" if 0 < value < least else f"{value:.{digits}f}"
+
+
+def _digits(seconds: float) -> str:
+    return f"{seconds:.3f}" if seconds >= 0.1 else f"{seconds:.3g}"
+
+
+def _scaled(value: float, units: str, digits: int) -> str:
+    """In the largest of `units`, each a thousandth of the one before, of which there is at least one."""
+    for unit in units:
+        if value >= 1 or unit == units[-1]:
+            break
+        value *= 1000
+    return f"{_fixed(value, digits)}{unit}"
+
+
+def _time_unit(time: IterationTime) -> tuple[str, str, float]:
+    """(name, sign, seconds of one) of the unit that an iteration's parts can be read in."""
+    return ("seconds", "s", 1.0) if time.total >= 1 else ("milliseconds", "ms", 1e-3)
+
+
+def _flop(value: float) -> str:
+    number = _scaled(value / 1e15, "PTG", 1)
+    return f"{number[:-1]} {number[-1]}FLOP"
+
+
 def memory_lines(memory: Memory) -> list[str]:
     """Parts of a GPU's memory in GiB."""
-    lines = [f"{name:<14}{size / GIB:>8.2f}" for name, size in memory.parts().items() if size]
+    lines = [f"{name:<14}{_fixed(size / GIB, 2):>8}" for name, size in memory.parts().items() if size]
     return [*lines, f"{'total':<14}{memory.total / GIB:>8.2f}"]
 
 
 def time_lines(time: IterationTime) -> list[str]:
-    """Parts of an iteration's time in seconds and percent."""
+    """Parts of an iteration's time, in the unit of `_time_unit` and in percent."""
+    one = _time_unit(time)[2]
     lines = [
-        f"{name:<14}{seconds:>8.3f}{100 * seconds / time.total:>6.1f}%"
+        f"{name:<14}{_fixed(seconds / one, 3):>8}{100 * seconds / time.total:>6.1f}%"
         for name, seconds in time.parts().items()
         if seconds
     ]
-    return [*lines, f"{'total':<14}{time.total:>8.3f}"]
+    return [*lines, f"{'total':<14}{_fixed(time.total / one, 3):>8}"]
 
 
 def transfer_lines(time: IterationTime) -> list[str]:
     """What a GPU sends in an iteration, with the link and what is not hidden."""
+    _, sign, one = _time_unit(time)
     return [
-        f"{sent.name:<20}{sent.size / 1e9:>8.2f} GB {'between nodes' if sent.across_nodes else 'inside a node':<14}"
-        f"{sent.seconds:>7.3f} s, {sent.exposed:.3f} exposed"
+        f"{sent.name:<20}{_fixed(sent.size / 1e9, 2):>8} GB {'between nodes' if sent.across_nodes else 'inside a node'}"
+        f" {_fixed(sent.seconds / one, 3):>7} {sign}, {_fixed(sent.exposed / one, 3)} exposed"
         for sent in time.transfers
     ]
 
@@ -75,7 +106,7 @@ def estimate_lines(estimate: Estimate) -> list[str]:
     """One layout in full."""
     stage = f", stage {estimate.memory.stage}" if estimate.parallel.pipeline_model_parallel_size > 1 else ""
     memory = [f"GiB of a GPU{stage}", *memory_lines(estimate.memory)]
-    time = ["seconds of an iteration", *time_lines(estimate.time)]
+    time = [f"{_time_unit(estimate.time)[0]} of an iteration", *time_lines(estimate.time)]
     sent = ["sent by a GPU in an iteration", *(transfer_lines(estimate.time) or ["nothing"])]
     return _side_by_side(memory, time, sent)
 
@@ -100,7 +131,7 @@ def ranking_lines(plan: Plan, top: int) -> list[str]:
             f"{number:>4} {parallel.tensor_model_parallel_size:>4}{parallel.context_parallel_size:>4}"
             f"{parallel.pipeline_model_parallel_size:>4}{parallel.virtual_pipeline_model_parallel_size or '-':>5}"
             f"{'yes' if parallel.sequence_parallel else 'no':>4}{each.data_parallel:>5}{each.microbatches:>7}  "
-            f"{recompute:<28}{each.memory.total / GIB:>5.1f}{each.time.total:>9.3f}"
+            f"{recompute:<28}{each.memory.total / GIB:>5.1f}{_digits(each.time.total):>9}"
             f"{100 * plan.utilisation(each):>5.0f}%{plan.gpu_hours(each):>11,.0f}  {_losses(each.time)}"
         )
     return lines
@@ -130,20 +161,20 @@ def head_lines(plan: Plan) -> list[str]:
     """Model, machines, data, iteration."""
     config, cluster, rates, work = plan.config, plan.machines.cluster, plan.machines.rates, plan.workload
     model, data, packs = config.model, config.data, config.train.global_batch_size
-    kind = "measured" if rates.measured else "assumed, not measured"
+    kind = "measured" if rates.all_measured(config.precision.fp8 is not None) else "assumed, not measured"
     fp8 = f", {rates.linear_fp8:g} in FP8" if config.precision.fp8 is not None and rates.linear_fp8 else ""
     lines = [
         f"{plan.recipe} on {cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu.name}",
-        f"model      {plan.parameters / 1e9:.2f}B parameters: {model.num_layers} dual-stream blocks, width "
-        f"{model.hidden_size}, {model.num_attention_heads} heads, windows of {model.window_frames} frames",
+        f"model      {_scaled(plan.parameters / 1e9, 'BMk', 2)} parameters: {model.num_layers} dual-stream blocks, "
+        f"width {model.hidden_size}, {model.num_attention_heads} heads, windows of {model.window_frames} frames",
         f"data       {work.origin}",
         f"pack       {work.samples:.1f} samples; {data.seq_length:,} visual tokens "
         f"{100 * work.mean('visual_tokens') / data.seq_length:.0f}% full, {data.text_seq_length:,} text-stream tokens "
         f"{100 * work.mean('text_stream_tokens') / data.text_seq_length:.0f}% full",
-        f"iteration  {packs} packs, {packs * work.mean('visual_tokens') / 1e6:.2f}M visual tokens "
-        f"({packs * work.mean('video_tokens') / 1e6:.2f}M of video), {plan.needed_flops / 1e15:.1f} PFLOP needed "
+        f"iteration  {packs} packs, {_scaled(packs * work.mean('visual_tokens') / 1e6, 'Mk', 2)} visual tokens "
+        f"({_scaled(packs * work.mean('video_tokens') / 1e6, 'Mk', 2)} of video), {_flop(plan.needed_flops)} needed "
         f"({100 * work.mean_needed.attention / work.mean_needed.total:.0f}% attention), "
-        f"{plan.executed_flops / 1e15:.1f} with padding, {plan.encoder_flops / 1e15:.1f} in frozen encoders",
+        f"{_flop(plan.executed_flops)} with padding, {_flop(plan.encoder_flops)} in frozen encoders",
         f"rates      {rates.linear_bf16:g} TFLOP/s in linear layers{fp8}, {rates.attention_bf16:g} in attention: "
         f"{kind}",
         f"           {rates.source}",
@@ -176,7 +207,8 @@ def text_report(plan: Plan, top: int = 10, refused: bool = False) -> str:
     lines.append("")
     if plan.ranked:
         lines += [
-            f"the {min(top, len(plan.ranked))} fastest of {len(plan.ranked)} layouts that fit:",
+            f"the {min(top, len(plan.ranked))} fastest of {len(plan.ranked)} layouts that fit (times in steps of "
+            f"{100 * (RESOLUTION - 1):.0f}%, within one the simpler layout first):",
             *ranking_lines(plan, top),
         ]
         best = plan.ranked[0]
@@ -222,7 +254,7 @@ def phases_report(plans: list[Plan]) -> str:
             f"{plan.recipe:<14}{plan.config.train.train_iters:>8,} iterations of {best.time.total:7.3f} s: "
             f"{plan.gpu_hours(best):>9,.0f} GPU-hours  ({layout_words(best)}, recompute {recompute})"
         )
-    measured = all(plan.machines.rates.measured for plan in plans)
+    measured = all(plan.machines.rates.all_measured(plan.config.precision.fp8 is not None) for plan in plans)
     return "\n".join([
         *lines,
         f"{'both':<14}{hours:>39,.0f} GPU-hours on {gpu.name}, by {'measured' if measured else 'assumed'} rates; the "
@@ -238,7 +270,9 @@ def json_report(plan: Plan) -> dict:
 
     def one(each: Estimate) -> dict:
         return {
-            "layout": {name: getattr(each.parallel, name) for name in _LAYOUT},
+            # Named even where the configuration leaves the choice to its default, as `flags` names them.
+            "layout": {name: getattr(each.parallel, name) for name in _LAYOUT}
+            | {"recompute_modules": list(recomputed_modules(each.parallel))},
             "data_parallel": each.data_parallel,
             "microbatches": each.microbatches,
             "fits": each.fits,

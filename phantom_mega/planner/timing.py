@@ -37,8 +37,9 @@ class IterationTime:
         stragglers: waiting for the replica with the largest packs.
         gradients: exposed reduction of gradients and gathering of weights.
         optimizer: the update.
-        encoders: the frozen encoders, shared by model-parallel peers; those that encode ahead use a part of the gaps
-            that communication, bubble, stragglers and gradients leave, and only the rest counts.
+        encoders: the frozen encoders, on the model-parallel peer that has most of their samples; those that encode
+            ahead use a part of the gaps that communication, bubble, stragglers and gradients leave, and only the rest
+            counts.
         transfers: everything that is sent.
     """
 
@@ -96,7 +97,7 @@ def iteration_time(
     steady = microbatches * (linear + attention + again) + inside
     bubble = steady / microbatches * (pp - 1) / chunks
     shard = stage_parameters(model, parallel, 0) / (data_parallel * cp)
-    encoding = sum(workload.encoding) / len(workload.encoding) * microbatches / ranks
+    encoding = workload.encoding_share(ranks, microbatches)
     straggling = workload.straggling(data_parallel, microbatches)
     waiting = (straggling - 1) * (steady + bubble)
     outside = sum(transfer.exposed for transfer in sent if transfer.name not in _INSIDE)

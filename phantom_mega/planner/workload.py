@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from phantom_mega.attention import check_backend
 from phantom_mega.config import RunConfig
 from phantom_mega.data.buckets import BucketTable
 from phantom_mega.data.packing import pack_samples
@@ -28,7 +29,12 @@ _DRAWN = 16384
 
 
 def resolved_backend(name: str, bf16: bool) -> str:
-    """What `attention.resolve_backend` makes of `auto` on a GPU."""
+    """What `attention.resolve_backend` makes of `auto` on a GPU.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    check_backend(name)
     return ("varlen" if bf16 else "sdpa") if name == "auto" else name
 
 
@@ -86,7 +92,7 @@ class Workload:
         packs: their samples.
         needed: forward FLOPs of real tokens, of every pack.
         executed: forward FLOPs with padding, of every pack.
-        encoding: FLOPs of the frozen encoders, of every pack.
+        encoding: FLOPs of the frozen encoders, of every sample of every pack.
         sizes: of every pack.
         worst: for each count the largest over all packs.
     """
@@ -95,7 +101,7 @@ class Workload:
     packs: tuple[tuple[SampleShape, ...], ...]
     needed: tuple[Flops, ...]
     executed: tuple[Flops, ...]
-    encoding: tuple[float, ...]
+    encoding: tuple[tuple[float, ...], ...]
     sizes: tuple[PackSizes, ...]
     worst: PackSizes
 
@@ -118,6 +124,19 @@ class Workload:
         """Mean over packs."""
         return _mean(self.executed)
 
+    @property
+    def mean_encoding(self) -> float:
+        """FLOPs of the frozen encoders, mean over packs."""
+        return sum(map(sum, self.encoding)) / len(self.encoding)
+
+    def encoding_share(self, ranks: int, microbatches: int) -> float:
+        """FLOPs of the frozen encoders in an iteration, on the rank of a replica that has most of them.
+
+        Ranks share whole samples: those of a pack in turn (`conditioning.share.owner`), so that a pack of one large
+        video is encoded by one rank while its peers wait.
+        """
+        return _encoding_share(self.encoding, ranks, microbatches)
+
     def straggling(self, replicas: int, microbatches: int) -> float:
         """Slowest data-parallel replica's FLOPs over the mean, when each draws its own packs: all wait for it."""
         return _straggling(tuple(flops.total for flops in self.executed), replicas, microbatches)
@@ -125,6 +144,13 @@ class Workload:
 
 def _mean(flops: tuple[Flops, ...]) -> Flops:
     return Flops(*(sum(getattr(each, part) for each in flops) / len(flops) for part in ("linear", "attention")))
+
+
+@functools.lru_cache(maxsize=256)
+def _encoding_share(encoding: tuple[tuple[float, ...], ...], ranks: int, microbatches: int) -> float:
+    shares = np.array([[sum(pack[rank::ranks]) for rank in range(ranks)] for pack in encoding])
+    draws = np.random.default_rng(0).integers(0, len(shares), (64, microbatches))
+    return float(shares[draws].sum(1).max(1).mean())
 
 
 @functools.lru_cache(maxsize=256)
@@ -154,7 +180,8 @@ def from_packs(packs: Sequence[Sequence[SampleShape]], config: RunConfig, origin
         sizes.append(PackSizes.of(shapes, plans, *padded))
     worst = PackSizes(*(max(getattr(size, name) for size in sizes) for name in PackSizes.__dataclass_fields__))
     return Workload(
-        origin, tuple(map(tuple, packs)), tuple(needed), tuple(executed), tuple(map(encoders.flops, packs)),
+        origin, tuple(map(tuple, packs)), tuple(needed), tuple(executed),
+        tuple(tuple(map(encoders.sample_flops, pack)) for pack in packs),
         tuple(sizes), worst,
     )  # fmt: skip
 

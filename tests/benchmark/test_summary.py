@@ -1,15 +1,21 @@
 """Ratios, targets, rates and the tables, from given times."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from phantom_mega.benchmark import report, summary
 from phantom_mega.benchmark.attention_alone import AttentionResult
 from phantom_mega.benchmark.cases import CASES, Deadline, attempt, check
 from phantom_mega.benchmark.devices import peak_tflops
 from phantom_mega.benchmark.linears import LinearResult
-from phantom_mega.benchmark.steps import StepResult
+from phantom_mega.benchmark.session import Session
+from phantom_mega.benchmark.steps import StepResult, StepSettings
 from phantom_mega.benchmark.timing import Spread, share
+from phantom_mega.benchmark.workload import FULL, SMALL
 from phantom_mega.errors import UserError
+from phantom_mega.planner.gpus import Rates, find_gpu
 
 H100 = "NVIDIA H100 80GB HBM3"
 SPEEDS = {"peak_bf16": 989.0, "peak_fp8": 1979.0, "matmul": 700.0}
@@ -90,6 +96,27 @@ def test_rates_for_the_planner_give_back_the_speeds_that_made_the_times():
     rates = summary.planner_rates(steps, attention, {81: 100e12, 49: 1.0})
     assert rates == {"attention_bf16": 250.0, "linear_bf16": 500.0, "linear_fp8": 800.0}
     assert summary.planner_rates(steps, [], {81: 100e12}) == {}
+
+
+@pytest.mark.parametrize("size", [FULL, SMALL])
+def test_the_planner_reads_what_a_run_on_a_gpu_writes_but_not_that_of_small_sizes(tmp_path, size):
+    settings = StepSettings(
+        size=size, frames=(81,), cases=CASES, iters=1, warmup=0, attention_backend="merged", full_backend="sdpa",
+        transformer_impl="auto", compiler="eager", fp8_recipe=None, deadline=Deadline(0),
+    )  # fmt: skip
+    session = Session(settings, (1,), ("attention", "steps"), tmp_path / "out/report.json", None, "benchmark.py")
+    session.device, session.name = torch.device("cuda"), H100
+    done = step("ours_windows", 300.0, flops=125e12, backend="merged", forward_backward=[300.0])
+    session.steps = SimpleNamespace(results=[done], linear_flops={81: 100e12})
+    session.attention = SimpleNamespace(results=[alone("merged", 50.0, references=1, flops=12.5e12)])
+    session.save()
+    if size == SMALL:
+        with pytest.raises(UserError, match="measured at the sizes of --small"):
+            Rates.read(tmp_path / "out/report.json", find_gpu("h100"))
+        return
+    rates = Rates.read(tmp_path / "out/report.json", find_gpu("h100"))
+    assert (rates.linear_bf16, rates.attention_bf16) == (500.0, 250.0)
+    assert rates.all_measured(fp8=False) and f"({H100}, attention by merged); linear_fp8 assumed" in rates.source
 
 
 def test_records_and_tables_tell_speed_ratio_and_every_problem_once():

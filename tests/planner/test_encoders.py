@@ -49,7 +49,7 @@ def test_vae_flops_follow_torchs_counter_within_2_percent(vae, frames, reference
         vae.encode(torch.zeros(1, 3, frames, 64, 64, device="meta"))
         for _ in range(references):
             vae.encode(torch.zeros(1, 3, 1, 64, 64, device="meta"))
-    found = Encoders(0.0, (), True, 0.0, 0.0).flops([SampleShape((frames + 3) // 4, 4, 4, references)])
+    found = Encoders(0.0, (), True, 0.0, 0.0).sample_flops(SampleShape((frames + 3) // 4, 4, 4, references))
     assert found == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
@@ -58,7 +58,7 @@ def test_large_frames_cost_their_overlapping_tiles():
     overlap = (1 - TILES["tile_overlap_factor_height"]) * (1 - TILES["tile_overlap_factor_width"])
     assert pytest.approx(1 / overlap) == encoders.TILE_OVERLAP
     known = Encoders(0.0, (), True, 0.0, 0.0)
-    small, large = (known.flops([SampleShape(3, 45, width)]) / width for width in (35, 80))
+    small, large = (known.sample_flops(SampleShape(3, 45, width)) / width for width in (35, 80))
     assert large / small == pytest.approx(1 / overlap)
 
 
@@ -71,4 +71,4 @@ def test_weights_lie_in_the_types_of_the_recipe_and_unknown_names_are_told():
     other = Encoders.of(ConditioningConfig(text_encoder="org/unheard-of"), BF16)
     assert other.unknown == ("org/unheard-of",) and other.weights == 0
     cached = ConditioningConfig(**{**vars(preset), "cached_features": "/cache"})
-    assert Encoders.of(cached, BF16).flops([SampleShape(3, 4, 4, 1, 9, 729)]) == 0
+    assert Encoders.of(cached, BF16).sample_flops(SampleShape(3, 4, 4, 1, 9, 729)) == 0

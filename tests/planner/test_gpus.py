@@ -29,26 +29,35 @@ def test_a_benchmarks_rates_take_the_place_of_the_assumed_ones(tmp_path):
     path.write_text(json.dumps({"rates": rates, "device": "NVIDIA H100 80GB HBM3", "steps": []}))
     found = Rates.read(path, H100)
     assert {name: getattr(found, name) for name in rates} == rates
-    assert found.measured and "NVIDIA H100" in found.source
+    assert found.all_measured(fp8=False) and found.all_measured(fp8=True) and "NVIDIA H100" in found.source
 
 
 def test_what_a_file_leaves_out_stays_assumed_and_is_named(tmp_path):
     path = tmp_path / "rates.json"
     path.write_text(json.dumps({"rates": {"linear_bf16": 520.5}}))
     found = Rates.read(path, H100)
-    assert found.attention_bf16 == H100.assumed.attention_bf16 and not found.measured
+    assert found.attention_bf16 == H100.assumed.attention_bf16
+    assert not found.all_measured(fp8=False)
     assert "attention_bf16, linear_fp8 assumed, not measured" in found.source
+
+
+def test_rates_without_fp8_are_measured_for_a_run_in_bf16_alone(tmp_path):
+    path = tmp_path / "rates.json"
+    path.write_text(json.dumps({"rates": {"linear_bf16": 520.5, "attention_bf16": 310}}))
+    found = Rates.read(path, H100)
+    assert found.all_measured(fp8=False) and not found.all_measured(fp8=True)
 
 
 @pytest.mark.parametrize(
     "content, gpu, message",
     [
         ("{", H100, "cannot be read as JSON"),
-        ('{"rates": {}}', H100, "has no 'rates', as a benchmark on a CPU has none"),
+        ('{"rates": {}}', H100, "has no 'rates', as a benchmark on a CPU or without one of its parts has none"),
         ("[1]", H100, "has no 'rates'"),
         ('{"rates": {"linear_bf61": 5}}', H100, "unknown rate 'linear_bf61' .*did you mean linear_bf16"),
         ('{"rates": {"linear_bf16": 5000}}', H100, r"linear_bf16=5000 TFLOP/s; on h100 it lies in \(0, 989\]"),
         ('{"rates": {"linear_bf16": true}}', H100, "linear_bf16=True"),
+        ('{"rates": {"linear_bf16": 5}, "full_size": false}', H100, "was measured at the sizes of --small"),
         ('{"rates": {"linear_fp8": 500}}', A100, "a100-80 has no FP8"),
         ('{"rates": {"linear_bf16": 200}, "device": "NVIDIA H100 PCIe"}', A100, "was measured on NVIDIA H100 PCIe"),
     ],

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from phantom_mega.conditioning.share import owner
 from phantom_mega.config import ConditioningConfig, RunConfig
 from phantom_mega.config_io import load_run_config
 from phantom_mega.errors import UserError
@@ -28,6 +29,15 @@ def test_a_recipes_packs_keep_its_budgets_its_weights_and_the_given_references(t
     assert {(shape.references, shape.text_tokens) for shape in shapes} == {(2, 20)}
     small = sum(shape.frame_tokens < 25 for shape in shapes)  # 64p has 16 tokens a frame, 96p has 36, as often
     assert small / len(shapes) == pytest.approx(0.5, abs=0.1)
+
+
+def test_ranks_that_share_encoding_wait_for_the_one_whose_samples_take_longest(tiny):
+    found = dataclasses.replace(from_recipe(tiny, references=2, caption_tokens=20), encoding=((6.0, 1.0, 2.0, 3.0),))
+    assert [found.encoding_share(ranks, 1) for ranks in (1, 2, 4, 8)] == [12.0, 8.0, 6.0, 6.0]
+    for ranks in (2, 3):
+        shares = [sum(x for i, x in enumerate(found.encoding[0]) if owner(i, ranks) == rank) for rank in range(ranks)]
+        assert found.encoding_share(ranks, 5) == 5 * max(shares)
+    assert found.mean_encoding == 12.0
 
 
 def test_longest_takes_the_longest_clip_that_fits(tiny):

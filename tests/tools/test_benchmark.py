@@ -77,6 +77,7 @@ def test_the_full_size_asks_for_a_gpu(session):
         (("--references", 9), "9 references fill a window"),
         (("--iters", 0), "--iters 0 must be at least 1"),
         (("--warmup", -1), "--warmup -1 at least 0"),
+        (("--json", TOOL.parent), "tools is a folder; name a file in it"),
     ],
 )
 def test_settings_that_cannot_be_are_one_message(session, arguments, message):

@@ -89,6 +89,13 @@ def test_measured_rates_come_from_a_file(tmp_path, capsys):
     assert "500 TFLOP/s in linear layers, 400 in attention: measured" in text
 
 
+def test_what_is_small_is_shown_in_a_unit_in_which_it_can_be_read(plan, capsys):
+    assert re.search(r" optimizer +<0.001 ", plan[0]) and "seconds of an iteration" in plan[0]
+    text = run(capsys, "--config", "tiny_stage1", "--global-batch-size", 8, "--references", 1)
+    assert "milliseconds of an iteration" in text and re.search(r" total +0\.[0-9]*[1-9]", text)
+    assert not re.search(r" 0\.000 +[1-9]", text + plan[0])
+
+
 def test_settings_of_the_launcher_change_the_plan(capsys):
     text = run(capsys, "--config", "tiny_stage1", "--nodes", 1, "--num-layers", 6, "--refused", "--references", 1)
     assert "6 dual-stream blocks" in text
@@ -111,6 +118,10 @@ def test_json_alone_goes_to_the_standard_output(capsys):
         (["--config", "stage1_256p", "--rates", "/nowhere"], "--rates /nowhere cannot be read"),
         (["--config", "stage1_256p", "--tensor-model-paralel-size", 2], "did you mean --tensor-model-parallel-size"),
         (["--config", "stage1_256p", "--index-path", "[/nowhere]"], "/nowhere"),
+        (["--config", "tiny_stage1", "--attention-backend", "tritn"], "attention_backend='tritn' is unknown"),
+        (["--config", "stage1_256p", "--fp8", "hybrd"], "precision.fp8='hybrd' is unknown; use one of hybrid, e4m3"),
+        (["--config", "tiny_stage1", "--global-batch-size", 0], "train.global_batch_size=0 must be at least 1"),
+        (["--config", "tiny_stage1", "--json", "/nowhere/plan.json"], "/nowhere/plan.json could not be written"),
     ],
 )
 def test_a_mistake_is_told_with_what_would_be_right(words, message):
@@ -128,3 +139,4 @@ def test_help_has_examples_and_no_config_is_an_error():
     done = tool("--help")
     assert done.returncode == 0 and "python tools/plan.py --config stage1_256p --nodes 16 --gpu h100" in done.stdout
     assert "--config is needed" in tool("--nodes", 1).stderr
+    assert "leave out --config, or --phases" in tool("--phases", "--config", "tiny_stage1").stderr
