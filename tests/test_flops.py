@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from phantom_mega.config import ModelConfig
-from phantom_mega.flops import forward_flops, training_flops
+from phantom_mega.flops import forward_flops, forward_parts, training_flops
 from phantom_mega.geometry import SampleShape
 from phantom_mega.hf import PhantomTransformer3DModel
 
@@ -36,14 +36,30 @@ def counted(shapes, window_frames=9, backward=False):
 @pytest.mark.parametrize("window_frames", [9, 4, 0])
 def test_forward_flops_equal_what_torch_counts(window_frames):
     total, config, layout = counted(SHAPES, window_frames)
-    assert forward_flops(config, layout) == total
+    assert repeated(config, layout) == total
+
+
+def repeated(config, layout):
+    """With what the backend that gathers rows does again in each window."""
+    return forward_parts(config, layout.shapes, [grid.plan for grid in layout.windows], repeated=True).total
+
+
+def test_scores_among_shared_rows_are_needed_once_and_not_in_each_window():
+    _, config, layout = counted(SHAPES, window_frames=4)
+    again = 0
+    for shape, windows in zip(SHAPES, [[6, 7, 6], [2, 2, 2]]):  # of the plain, the shifted, the plain grid
+        shared = shape.reference_tokens + shape.text_stream_tokens
+        again += sum(4 * config.hidden_size * (count - 1) * shared**2 for count in windows)
+    assert repeated(config, layout) - forward_flops(config, layout) == again
+    _, config, layout = counted(SHAPES, window_frames=0)
+    assert repeated(config, layout) == forward_flops(config, layout)
 
 
 @pytest.mark.parametrize("window_frames", [9, 4, 0])
 def test_so_do_those_of_forward_and_backward(window_frames):
     total, config, layout = counted(SHAPES, window_frames, backward=True)
     # Timesteps want no gradient, so their features get none.
-    assert training_flops(config, layout) - 2 * len(SHAPES) * config.timestep_dim * config.hidden_size == total
+    assert 3 * repeated(config, layout) - 2 * len(SHAPES) * config.timestep_dim * config.hidden_size == total
     assert training_flops(config, layout) == 3 * forward_flops(config, layout)
 
 

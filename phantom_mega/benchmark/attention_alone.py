@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,7 @@ from phantom_mega.benchmark.cases import REFERENCES, TOLERANCE, Deadline, attemp
 from phantom_mega.benchmark.timing import Clock, Spread, share
 from phantom_mega.benchmark.workload import FULL_ATTENTION, Size, layout_of
 from phantom_mega.errors import UserError
+from phantom_mega.flops import window_flops
 
 # These gather the rows of every window, with text and references repeated in each.
 REPEATED = ("sdpa", "varlen", "te")
@@ -78,9 +79,9 @@ def _forward_backward(attend: Attend, qkv: list[torch.Tensor], grad: torch.Tenso
     return [output.detach() for output in outputs] + [tensor.grad for tensor in qkv]
 
 
-def attention_flops(lengths: tuple[int, ...], width: int) -> float:
-    """Of forward and backward over windows of these lengths: 4 x length^2 x C, three times."""
-    return float(sum(12 * width * length * length for length in lengths))
+def attention_flops(windows: Sequence[Windows], width: int) -> float:
+    """That forward and backward over these grids need: three times the forward pass's."""
+    return 3 * sum(window_flops(grid.plan, width) for grid in windows)
 
 
 class AttentionBenchmark:
@@ -145,7 +146,7 @@ class AttentionBenchmark:
             wide = [x.detach().float().requires_grad_() for x in qkv]
             expected = _forward_backward(_windowed(windows, "sdpa"), wide, grad.float())
             for result in (result for result in results if result.windows == kind):
-                result.flops = attention_flops(windows[0].lengths + windows[1].lengths, width)
+                result.flops = attention_flops(windows, width)
                 way, result.problem = attempt(self._checked, result, windows, qkv, grad, expected)
                 if result.problem is None:
                     ways.append((result, way))

@@ -130,9 +130,8 @@ class StepBenchmark:
         """Frames -> FLOPs of all linears of a step, the same for windows and full attention."""
         model, result = self.settings.size.model, {}
         for (_, frames), (inputs, _, _) in self.batches.items():
-            lengths = [inputs.layout.windows[i % 2].lengths for i in range(model.num_layers)]
-            attention = sum(attention_flops(layer, model.hidden_size) for layer in lengths)
-            result[frames] = training_flops(model, inputs.layout) - attention
+            grids = [inputs.layout.windows[layer % 2] for layer in range(model.num_layers)]
+            result[frames] = training_flops(model, inputs.layout) - attention_flops(grids, model.hidden_size)
         return result
 
     def prepare(self) -> None:

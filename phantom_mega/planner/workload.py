@@ -169,14 +169,13 @@ def from_packs(packs: Sequence[Sequence[SampleShape]], config: RunConfig, origin
     model, data, spec = config.model, config.data, WindowSpec.of(config.model)
     encoders = Encoders.of(config.conditioning, config.precision)
     padded = data.seq_length, data.text_seq_length
+    repeated = resolved_backend(config.parallel.attention_backend, config.precision.bf16) in GATHERED
     needed, executed, sizes = [], [], []
     for shapes in packs:
         plain = plan_windows(list(shapes), spec, False, *padded)
         plans = plain, plan_windows(list(shapes), spec, True, *padded) if spec.is_shifted(1) else plain
-        lengths = [np.diff(plan.cu_seqlens).tolist() for plan in plans]
-        needed.append(forward_parts(model, shapes, lengths))
-        whole = forward_parts(model, shapes, lengths, padded)
-        executed.append(Flops(whole.linear, whole.attention - _shared_once(config, plans)))
+        needed.append(forward_parts(model, shapes, plans))
+        executed.append(forward_parts(model, shapes, plans, padded, repeated))
         sizes.append(PackSizes.of(shapes, plans, *padded))
     worst = PackSizes(*(max(getattr(size, name) for size in sizes) for name in PackSizes.__dataclass_fields__))
     return Workload(
@@ -184,14 +183,6 @@ def from_packs(packs: Sequence[Sequence[SampleShape]], config: RunConfig, origin
         tuple(tuple(map(encoders.sample_flops, pack)) for pack in packs),
         tuple(sizes), worst,
     )  # fmt: skip
-
-
-def _shared_once(config: RunConfig, plans: Sequence[WindowPlan]) -> float:
-    """Forward FLOPs that attention without copies is spared: shared rows read each other once, not in each window."""
-    if resolved_backend(config.parallel.attention_backend, config.precision.bf16) in GATHERED:
-        return 0.0
-    spared = [((np.diff(plan.cu_windows) - 1.0) * np.diff(plan.cu_shared).astype(float) ** 2).sum() for plan in plans]
-    return float(sum(4 * config.model.hidden_size * spared[layer % 2] for layer in range(config.model.num_layers)))
 
 
 def from_recipe(config: RunConfig, references: int, caption_tokens: int, lengths: str = "uniform") -> Workload:

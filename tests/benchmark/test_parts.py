@@ -139,4 +139,5 @@ def test_flops_of_attention_are_those_of_both_grids(monkeypatch):
     shared = 4 * shape.frame_tokens + shape.text_tokens
     rows = [frames * shape.frame_tokens + shared for frames in (5, 4, 2, 5, 2)]
     own = next(r for r in benchmark.results if r.references == 4)
-    assert own.flops == 12 * width * sum(row**2 for row in rows)
+    # References and text read each other once in a grid: again in 1 + 2 of its windows is not needed.
+    assert own.flops == 12 * width * (sum(row**2 for row in rows) - 3 * shared**2)

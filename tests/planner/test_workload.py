@@ -51,7 +51,7 @@ def test_flops_are_those_of_the_real_layouts_and_padding_only_adds(tiny):
     for shapes, needed, executed in list(zip(found.packs, found.needed, found.executed))[:3]:
         layout = PackLayout.build(list(shapes), WindowSpec.of(model), model.rope_axes_dim, model.rope_theta)
         assert needed.total == forward_flops(model, layout)
-        assert executed.attention == needed.attention and executed.linear > needed.linear
+        assert executed.attention >= needed.attention and executed.linear > needed.linear
 
 
 def test_attention_without_copies_is_spared_what_shared_rows_read_of_each_other_again():
