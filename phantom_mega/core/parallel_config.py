@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from datetime import timedelta
 
@@ -115,7 +116,8 @@ def initialize_distributed(parallel: ParallelConfig, seed: int = 0) -> None:
         UserError: the number of ranks does not fit the layout.
     """
     check_world_size(parallel, int(os.environ.get("WORLD_SIZE", 1)))
-    timeout = timedelta(minutes=parallel.distributed_timeout_minutes)
+    # Later than `HangWatch`, which tells where every thread stands: a collective that gives up first would not.
+    timeout = timedelta(minutes=1.2 * parallel.distributed_timeout_minutes, seconds=5)
     if not torch.distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
@@ -129,7 +131,7 @@ def initialize_distributed(parallel: ParallelConfig, seed: int = 0) -> None:
         context_parallel_size=parallel.context_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
-        distributed_timeout_minutes=max(1, round(parallel.distributed_timeout_minutes)),
+        distributed_timeout_minutes=math.ceil(timeout.total_seconds() / 60),
         order=_ORDER,
     )
     _create_replica_groups(parallel, timeout)

@@ -130,7 +130,7 @@ def test_what_stops_the_loader_reaches_the_step(folder, head, monkeypatch):
 def test_closing_ends_both_threads(ahead):
     ahead.take()
     ahead.close()
-    assert not {thread.name for thread in threading.enumerate()} & {"data worker", "encoder's thread"}
+    assert not ahead._prefetcher._thread.is_alive() and not ahead.loader._prefetcher._thread.is_alive()
     with pytest.raises(StopIteration):
         ahead.take()
 
