@@ -175,10 +175,10 @@ def _in_a_file_of_its_own(backend: str, module: str, function: str) -> Callable:
 
 
 # Each maps q, k, v [J, N, D] and the windows to [J, N, D].
+# Those that gather every window's rows, shared ones repeated; the others read shared rows in place.
+GATHERED = {"sdpa": _sdpa, "varlen": _varlen, "te": _te}
 BACKENDS = {
-    "sdpa": _gathered(_sdpa),
-    "varlen": _gathered(_varlen),
-    "te": _gathered(_te),
+    **{name: _gathered(attend) for name, attend in GATHERED.items()},
     "merged": _in_a_file_of_its_own("merged", "attention_merged", "merged_attention"),
     "merged_cudnn": _in_a_file_of_its_own("merged_cudnn", "attention_merged", "merged_cudnn_attention"),
     "triton": _in_a_file_of_its_own("triton", "kernels.window_attention", "triton_window_attention"),

@@ -12,17 +12,6 @@ import torch
 
 from phantom_mega.benchmark.timing import Clock, Spread, tflops
 
-# Dense (BF16, FP8) TFLOP/s by a part of the GPU's name, the first that fits; NVIDIA's data sheets.
-_PEAKS = (
-    ("H100 PCIe", (756.0, 1513.0)),
-    ("H100 NVL", (835.0, 1671.0)),
-    ("H100", (989.0, 1979.0)),
-    ("H200", (989.0, 1979.0)),
-    ("GH200", (989.0, 1979.0)),
-    ("H800", (989.0, 1979.0)),
-    ("A100", (312.0, None)),
-    ("A800", (312.0, None)),
-)
 _PACKAGES = ("torch", "megatron-core", "transformer-engine", "diffusers", "triton", "numpy")
 
 
@@ -31,11 +20,6 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def peak_tflops(name: str) -> tuple[float | None, float | None]:
-    """Dense BF16 and FP8 peak of a GPU by its name; None where unknown."""
-    return next((peaks for part, peaks in _PEAKS if part in name), (None, None))
 
 
 def measured_matmul(device: torch.device, dtype: torch.dtype, side: int, repeats: int = 20) -> dict:

@@ -19,6 +19,7 @@ from phantom_mega.benchmark.workload import FULL
 from phantom_mega.config import ParallelConfig
 from phantom_mega.core.parallel_config import initialize_distributed
 from phantom_mega.files import whole_file
+from phantom_mega.planner.gpus import peak_tflops
 
 PARTS = ("attention", "steps", "linears")
 # The backend of ours that was fastest in the part `attention`; without that part, `auto`.
@@ -137,7 +138,7 @@ class Session:
     def report(self) -> dict:
         """Everything that is known so far, ready for JSON."""
         settings, size = self.settings, self.settings.size
-        peak_bf16, peak_fp8 = devices.peak_tflops(self.name)
+        peak_bf16, peak_fp8 = peak_tflops(self.name)
         speeds = {
             "peak_bf16": peak_bf16,
             "peak_fp8": peak_fp8,

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from phantom_mega.attention import GATHERED
 from phantom_mega.config import ModelConfig, ParallelConfig, PrecisionConfig
 from phantom_mega.geometry import PATCH
-from phantom_mega.planner.workload import GATHERED, PackSizes, resolved_backend
+from phantom_mega.planner.workload import PackSizes, resolved_backend
 
 FP32 = 4
 

@@ -111,6 +111,24 @@ class Gpu:
     assumed: Rates
 
 
+# Dense (BF16, FP8) TFLOP/s by a part of the GPU's name, the first that fits; NVIDIA's data sheets.
+_PEAKS = (
+    ("H100 PCIe", (756.0, 1513.0)),
+    ("H100 NVL", (835.0, 1671.0)),
+    ("H100", (989.0, 1979.0)),
+    ("H200", (989.0, 1979.0)),
+    ("GH200", (989.0, 1979.0)),
+    ("H800", (989.0, 1979.0)),
+    ("A100", (312.0, None)),
+    ("A800", (312.0, None)),
+)
+
+
+def peak_tflops(name: str) -> tuple[float | None, float | None]:
+    """Dense BF16 and FP8 peak of a GPU by its name; None where unknown."""
+    return next((peaks for part, peaks in _PEAKS if part in name), (None, None))
+
+
 # Part of a link's stated bandwidth that large NCCL collectives reach; assumed, not measured.
 LINK_EFFICIENCY = 0.8
 # Part of the peak that the VAE's 3D convolutions and the encoders' products reach; assumed, not measured.
@@ -137,10 +155,10 @@ _A100 = Rates(
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("h100", 79.1, 989, 1979, 3350, 450, 50, _H100),
-        Gpu("h200", 139.8, 989, 1979, 4800, 450, 50, _H100),
-        Gpu("a100-80", 79.1, 312, None, 2039, 300, 25, _A100),
-        Gpu("a100-40", 39.4, 312, None, 1555, 300, 25, _A100),
+        Gpu("h100", 79.1, *peak_tflops("H100"), 3350, 450, 50, _H100),
+        Gpu("h200", 139.8, *peak_tflops("H200"), 4800, 450, 50, _H100),
+        Gpu("a100-80", 79.1, *peak_tflops("A100"), 2039, 300, 25, _A100),
+        Gpu("a100-40", 39.4, *peak_tflops("A100"), 1555, 300, 25, _A100),
     )
 }
 ALIASES = {"a100": "a100-80"}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from phantom_mega.attention import check_backend
+from phantom_mega.attention import GATHERED, check_backend
 from phantom_mega.config import RunConfig
 from phantom_mega.data.buckets import BucketTable
 from phantom_mega.data.packing import pack_samples
@@ -21,8 +21,6 @@ from phantom_mega.geometry import SampleShape, token_grid
 from phantom_mega.planner.encoders import Encoders
 from phantom_mega.windows import WindowPlan, WindowSpec, plan_windows
 
-# Attention backends that copy what windows share into each of them; the others read it in place.
-GATHERED = ("sdpa", "varlen", "te")
 PACKS = 256  # enough for a mean within about 1%, few enough for a second
 # Many times `data.packing_lookahead`: the end of an epoch, whose packs are filled badly, must weigh little.
 _DRAWN = 16384

@@ -8,14 +8,13 @@ import torch
 from phantom_mega.benchmark import report, summary
 from phantom_mega.benchmark.attention_alone import AttentionResult
 from phantom_mega.benchmark.cases import CASES, Deadline, attempt, check
-from phantom_mega.benchmark.devices import peak_tflops
 from phantom_mega.benchmark.linears import LinearResult
 from phantom_mega.benchmark.session import Session
 from phantom_mega.benchmark.steps import StepResult, StepSettings
 from phantom_mega.benchmark.timing import Spread, share
 from phantom_mega.benchmark.workload import FULL, SMALL
 from phantom_mega.errors import UserError
-from phantom_mega.planner.gpus import Rates, find_gpu
+from phantom_mega.planner.gpus import Rates, find_gpu, peak_tflops
 
 H100 = "NVIDIA H100 80GB HBM3"
 SPEEDS = {"peak_bf16": 989.0, "peak_fp8": 1979.0, "matmul": 700.0}
