@@ -80,6 +80,8 @@ class FlowConfig:
     """Probability that a sample trains without any image condition (VAE and CLIP references both zero)."""
     vae_reference_dropout: float = 0.7
     """Probability that the VAE references alone are zero, while CLIP features stay (the paper's balance)."""
+    clip_reference_dropout: float = 0.0
+    """Probability that the CLIP features alone are zero, while VAE references stay; 1 trains without CLIP (Table 3)."""
 
 
 @dataclass

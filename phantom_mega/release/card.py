@@ -124,7 +124,7 @@ def _recipe(origin: Origin) -> str:
         "optimizer": f"AdamW, peak learning rate {optimizer.lr:g} ({optimizer.lr_decay_style}), betas "
         f"{optimizer.adam_beta1:g} and {optimizer.adam_beta2:g}, weight decay {optimizer.weight_decay:g}",
         "dropout": f"text {flow.text_dropout:g}, all images {flow.image_dropout:g}, VAE references alone "
-        f"{flow.vae_reference_dropout:g}",
+        f"{flow.vae_reference_dropout:g}, CLIP features alone {flow.clip_reference_dropout:g}",
         "precision": "bf16 with fp32 main weights" if config.precision.bf16 else "fp32",
         "VAE": _public(config.conditioning.vae),
         "text encoder": _public(config.conditioning.text_encoder),

@@ -58,10 +58,13 @@ def draw_sample(
     timestep = shift_timestep(sample_timesteps(1, generator, flow.logit_mean, flow.logit_std), shift).item()
     text, image, latents = torch.rand(3, generator=generator).tolist()
     drop_image = image < flow.image_dropout
+    noise = torch.randn(latent_shape, generator=generator)
+    # Drawn last: runs that keep CLIP draw the same numbers as before there was this choice.
+    clip = torch.rand((), generator=generator).item()
     return SampleDraws(
-        noise=torch.randn(latent_shape, generator=generator),
+        noise=noise,
         timestep=timestep,
         drop_text=text < flow.text_dropout,
         drop_latents=drop_image or latents < flow.vae_reference_dropout,
-        drop_clip=drop_image,
+        drop_clip=drop_image or clip < flow.clip_reference_dropout,
     )

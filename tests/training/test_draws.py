@@ -47,3 +47,10 @@ def test_timesteps_are_shifted_for_large_videos():
 def test_noise_is_standard_normal():
     noise = draw_sample(0, 0, "a", (16, 4, 32, 32), PIXELS, FlowConfig()).noise
     assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
+
+
+def test_clip_features_alone_can_be_dropped_and_that_changes_no_other_draw():
+    without = draw(flow=FlowConfig(clip_reference_dropout=1.0, image_dropout=0.0, vae_reference_dropout=0.0))
+    with_clip = draw(flow=FlowConfig(image_dropout=0.0, vae_reference_dropout=0.0))
+    assert without.drop_clip and not without.drop_latents and not with_clip.drop_clip
+    assert torch.equal(without.noise, with_clip.noise) and without.timestep == with_clip.timestep
