@@ -1,4 +1,4 @@
-"""Backgrounds: painted once as tiles that repeat sideways, then looked up at any point of the world.
+"""Backgrounds: painted once as tiles that repeat sideways, then averaged over the pixels of any view.
 
 World coordinates: x to the right, y down, a frame that is not moved or zoomed covers y in [0, 1].
 """
@@ -9,10 +9,13 @@ import functools
 
 import numpy as np
 
+from phantom_mega.errors import UserError
+
 PER_UNIT = 128  # tile pixels of a frame's height
 PERIOD = 4  # frame heights after which a tile repeats sideways
 TOP, BOTTOM = -0.5, 1.5  # of a tile; beyond it the last line goes on
 _SEED = 20250216
+_SHIFTS = (0, 16, 32)
 
 
 @functools.cache
@@ -20,19 +23,41 @@ def tile(name: str) -> np.ndarray:
     """uint8 [2 * PER_UNIT, PERIOD * PER_UNIT, 3] of a background."""
     x = (np.arange(PERIOD * PER_UNIT) + 0.5) / PER_UNIT
     y = (np.arange(round((BOTTOM - TOP) * PER_UNIT)) + 0.5) / PER_UNIT + TOP
-    painted = np.broadcast_to(np.float64(0), (len(y), len(x), 3)).copy()
+    painted = np.zeros((len(y), len(x), 3))
     _PAINTERS[name](painted, *np.meshgrid(x, y))
     painted = painted.round().astype(np.uint8)
     painted.flags.writeable = False
     return painted
 
 
-def look_up(name: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """uint8 [..., 3], the background at world points; x and y broadcast to the shape."""
-    painted = tile(name)
-    column = np.floor(x * PER_UNIT).astype(np.intp) % painted.shape[1]
-    row = np.clip(np.floor((y - TOP) * PER_UNIT).astype(np.intp), 0, painted.shape[0] - 1)
-    return painted[row, column]
+def pixels(name: str, x: np.ndarray, y: np.ndarray, samples: int) -> np.ndarray:
+    """float32 [F, H, W, 3] in [0, 255], each pixel the mean of `samples` x `samples` points of a background.
+
+    Args:
+        name: of `BACKGROUNDS`.
+        x: float64 [F, W * samples], world coordinates of the points' columns.
+        y: float64 [F, H * samples], of their rows.
+        samples: at most 16.
+
+    Raises:
+        UserError: an unknown background.
+    """
+    if name not in _PAINTERS:
+        raise UserError(f"background {name!r} is unknown; use one of {', '.join(BACKGROUNDS)}")
+    packed, (rows, columns) = _packed(name), tile(name).shape[:2]
+    column = np.floor(x * PER_UNIT).astype(np.int32) % columns
+    row = np.clip(np.floor((y - TOP) * PER_UNIT).astype(np.int32), 0, rows - 1)
+    points = packed.take(row[:, :, None] * columns + column[:, None, :])
+    sums = points.reshape(len(x), -1, samples, x.shape[1]).sum(2)
+    sums = sums.reshape(len(x), -1, x.shape[1] // samples, samples).sum(3)
+    return np.stack([sums >> shift & 0xFFFF for shift in _SHIFTS], -1) * np.float32(samples**-2)
+
+
+@functools.cache
+def _packed(name: str) -> np.ndarray:
+    """uint64 [pixels of the tile], three channels of 16 bits: one sum adds all three."""
+    channels = tile(name).reshape(-1, 3).astype(np.uint64)
+    return sum(channels[:, number] << np.uint64(shift) for number, shift in enumerate(_SHIFTS))
 
 
 def _wave(x: np.ndarray, per_period: int, phase: float = 0.0) -> np.ndarray:
@@ -65,7 +90,7 @@ def _desert(painted: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
 
 
 def _night(painted: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
-    painted[:] = (34, 36, 84)
+    painted[:] = (28, 30, 68)
     _scatter(painted, x, y, 110, 0.024, (236, 236, 250))
 
 
@@ -83,7 +108,9 @@ def _brick(painted: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
 
 def _snow(painted: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
     painted[:] = (206, 214, 226)
-    painted[y > 0.7 + 0.06 * _wave(x, 4)] = (246, 248, 252)
+    ground = 0.6 + 0.06 * _wave(x, 4)
+    painted[(y < ground) & (y > 0.3) & (abs(x % 0.4 - 0.2) < 0.45 * (y - 0.3))] = (84, 124, 118)  # firs
+    painted[y > ground] = (246, 248, 252)
     _scatter(painted, x, y, 110, 0.035, (255, 255, 255))
 
 

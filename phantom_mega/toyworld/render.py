@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from phantom_mega.errors import UserError
-from phantom_mega.toyworld.backgrounds import look_up
+from phantom_mega.toyworld.backgrounds import pixels
 from phantom_mega.toyworld.scenes import LIGHTS, Actor, Scene, camera_view, pose
 from phantom_mega.toyworld.shapes import ACCENT, BODY, EXTENT, OUTLINE, PER_UNIT, SIDE, label_map
 
@@ -83,9 +83,7 @@ def _background(scene: Scene, time: np.ndarray, height: int, width: int) -> np.n
     down = ((np.arange(height * S) + 0.5) / S - height / 2) / height
     x = scene.place + width / height / 2 + way[:, None] + across / magnification[:, None]
     y = 0.5 + down / magnification[:, None]
-    samples = look_up(scene.background, x[:, None, :], y[:, :, None])
-    rows = samples.reshape(len(way), height, S, width * S, 3).sum(2, dtype=np.uint16)
-    picture = rows.reshape(len(way), height, width, S, 3).sum(3, dtype=np.uint16) / np.float32(S * S)
+    picture = pixels(scene.background, x, np.broadcast_to(y, (len(x), height * S)), S)
     return picture if moves else np.repeat(picture, len(time), axis=0)
 
 

@@ -13,7 +13,7 @@ from phantom_mega.toyworld.shapes import turns_visibly
 from phantom_mega.toyworld.subjects import Subject
 
 # Gains of red, green and blue. Warm light takes little blue: a blue subject stays blue.
-LIGHTS = {"bright": (1.0, 1.0, 1.0), "dim": (0.6, 0.6, 0.6), "warm": (1.0, 0.86, 0.66)}
+LIGHTS = {"bright": (1.0, 1.0, 1.0), "dim": (0.66, 0.66, 0.66), "warm": (1.0, 0.88, 0.68)}
 MOTIONS = ("stands still", "moves left", "moves right", "rises", "falls", "spins", "jumps", "grows")
 CAMERAS = ("static", "pan", "zoom")
 MAX_ACTORS = 4

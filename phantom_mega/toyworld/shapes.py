@@ -40,7 +40,7 @@ def label_map(shape: str, part: str, texture: str) -> np.ndarray:
 
 def turns_visibly(shape: str, part: str, texture: str) -> bool:
     """Whether a turn in the plane changes the picture; a plain disk looks the same at any angle."""
-    return not (shape == "circle" and part == "none" and texture in ("plain", "rings"))
+    return not (shape == "circle" and part == "none" and texture in ("plain", "ring"))
 
 
 def _disk(x: np.ndarray, y: np.ndarray, cx: float, cy: float, radius: float) -> np.ndarray:
@@ -75,7 +75,7 @@ _BODIES = {
     "star": _star,
     "heart": _heart,
     # Narrower than high: a square on its corner would be a turned square.
-    "diamond": lambda x, y: abs(x) / 0.34 + abs(y) / 0.56 <= 1,
+    "diamond": lambda x, y: abs(x) / 0.38 + abs(y) / 0.58 <= 1,
     "cross": lambda x, y: (np.minimum(abs(x), abs(y)) <= 0.19) & (np.maximum(abs(x), abs(y)) <= 0.5),
     "crescent": lambda x, y: _disk(x, y, 0.06, 0, 0.52) & ~_disk(x, y, 0.36, -0.06, 0.36),
 }
@@ -90,16 +90,16 @@ _PARTS = {
         ((abs(x) <= 0.24) & (y >= -0.84) & (y <= -0.3)) | ((abs(x) <= 0.46) & (abs(y + 0.46) <= 0.075))
     ),
     "tail": lambda x, y: (
-        _polygon(x, y, [(-0.2, 0.1), (-0.2, 0.4), (-0.68, 0.28), (-0.62, 0.05)]) | _disk(x, y, -0.68, 0.08, 0.19)
+        _polygon(x, y, [(-0.2, 0.1), (-0.2, 0.4), (-0.62, 0.26), (-0.58, 0.05)]) | _disk(x, y, -0.62, 0.08, 0.18)
     ),
     "legs": lambda x, y: (abs(abs(x) - 0.25) <= 0.1) & (y >= 0) & (y <= 0.8),
 }
 _TEXTURES = {
     "plain": lambda x, y: np.zeros(x.shape, bool),
-    "stripes": lambda x, y: (x / 0.4 + 0.25) % 1 < 0.5,
+    "stripes": lambda x, y: (x / 0.4 + 0.18) % 1 < 0.36,
     "dots": lambda x, y: (
         ((x + 0.21) % 0.42 - 0.21) ** 2 + ((y + 0.21) % 0.42 - 0.21) ** 2 <= 0.13**2
     ),
-    "checks": lambda x, y: (np.floor(x / 0.27) + np.floor(y / 0.27)) % 2 == 0,
-    "rings": lambda x, y: (np.hypot(x, y) / 0.36 + 0.3) % 1 < 0.5,
+    "ring": lambda x, y: abs(np.hypot(x, y) - 0.265) <= 0.065,
+    "belt": lambda x, y: abs(y - 0.14) <= 0.14,
 }  # fmt: skip

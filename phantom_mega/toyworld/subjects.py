@@ -10,7 +10,7 @@ import numpy as np
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "crescent")
 PARTS = ("none", "ears", "horns", "hat", "tail", "legs")
-TEXTURES = ("plain", "stripes", "dots", "checks", "rings")
+TEXTURES = ("plain", "stripes", "dots", "ring", "belt")
 # Name -> the hue in degrees where it begins; the last one reaches round to the first.
 HUES = {
     "red": 345, "orange": 16, "yellow": 44, "lime": 70, "green": 100,
@@ -18,6 +18,7 @@ HUES = {
 }  # fmt: skip
 HELD_OUT_SHARE = 0.1
 LEAST_HUE_STEP = 60  # degrees between body and accent
+LEAST_LUMA = 70  # of 255: brighter than the outline in any light
 LEAST_LUMA_STEP = 45  # of 255 between body and accent: texture is seen even where hue is blurred
 
 Colour = tuple[int, int, int]
@@ -94,5 +95,8 @@ def _draw_colours(rng: np.random.Generator) -> tuple[Colour, Colour]:
 
 
 def _draw_colour(rng: np.random.Generator, hue: float) -> Colour:
-    rgb = colorsys.hsv_to_rgb(hue % 360 / 360, rng.uniform(0.78, 1.0), rng.uniform(0.75, 1.0))
-    return tuple(round(value * 255) for value in rgb)
+    while True:
+        rgb = colorsys.hsv_to_rgb(hue % 360 / 360, rng.uniform(0.72, 1.0), rng.uniform(0.8, 1.0))
+        colour = tuple(round(value * 255) for value in rgb)
+        if luma(colour) >= LEAST_LUMA:
+            return colour
