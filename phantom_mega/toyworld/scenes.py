@@ -19,7 +19,7 @@ CAMERAS = ("static", "pan", "zoom")
 MAX_ACTORS = 4
 # Number of actors -> (their places, body height, travel, jitter of the places).
 _LAYOUTS = {
-    1: (((0.5, 0.5),), 0.45, 0.34, 0.04),
+    1: (((0.5, 0.5),), 0.45, 0.3, 0.04),
     2: (((0.25, 0.5), (0.75, 0.5)), 0.35, 0.14, 0.01),
     3: (((0.25, 0.28), (0.75, 0.28), (0.5, 0.75)), 0.28, 0.12, 0.01),
     4: (((0.25, 0.28), (0.75, 0.28), (0.25, 0.75), (0.75, 0.75)), 0.28, 0.12, 0.01),
@@ -50,7 +50,7 @@ class Actor:
     angle: float
     size: float
     flip: bool
-    travel: float = 0.34
+    travel: float = 0.3
 
 
 @dataclass(frozen=True)
