@@ -21,7 +21,8 @@ EXAMPLES = """examples:
   python tools/make_toyworld.py --output data/toy_two --samples 5000 --actors 1 2 --style distinct
 
 Both splits are data sets of their own: train on OUTPUT/train, measure on OUTPUT/validation, whose subjects no training
-split of any seed shows. The same arguments write the same bytes; what they wrote before stays, other arguments replace it.
+split of any seed shows. The same arguments write the same bytes: what is there already stays. Other arguments replace
+what this tool wrote before; anything else in the folder is refused.
 """
 
 
