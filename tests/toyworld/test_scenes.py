@@ -27,7 +27,8 @@ def way(motion):
     ("motion", "end"),
     [
         ("stands still", (0, 0, 0)), ("moves left", (-0.3, 0, 0)), ("moves right", (0.3, 0, 0)),
-        ("rises", (0, -0.3, 0)),        ("falls", (0, 0.3, 0)), ("spins", (0, 0, 2 * np.pi)), ("jumps", (0, 0, 0)), ("grows", (0, 0, 0)),
+        ("rises", (0, -0.3, 0)), ("falls", (0, 0.3, 0)), ("spins", (0, 0, 2 * np.pi)), ("jumps", (0, 0, 0)),
+        ("grows", (0, 0, 0)),
     ],
 )  # fmt: skip
 def test_motions_end_where_their_names_say(motion, end):
