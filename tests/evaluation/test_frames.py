@@ -11,7 +11,7 @@ from tests.media import draw_frames
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    frames = draw_frames(12, 48, 64)
+    frames = draw_frames(12, 48, 64) // 4 + np.arange(0, 180, 15, dtype=np.uint8)[:, None, None, None]
     path = tmp_path_factory.mktemp("video") / "a.mp4"
     write_mp4(frames, path, 8.0)
     return path, frames
