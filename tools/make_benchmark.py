@@ -5,8 +5,9 @@ OpenS2V-Eval's schema that launchers/generate.py --cases reads; manifest.json sa
 
 References are a folder <category>/<label>/*.png (or .jpg), for instance animal/corgi/1.png, or a folder with a
 references.json: {"corgi.png": {"category": "animal", "label": "corgi"}, "ann.png": {"category": "human", "label":
-"woman", "portrait": true}}. Categories: CATEGORIES_LIST, and portrait (faces; without
-any, the portraits are those of humans). Labels become words of the prompts. Running again writes the same set.
+"woman", "portrait": true}}. Categories: CATEGORIES_LIST, and portrait
+(faces; without any, the portraits are those of humans). Labels become words of the prompts. Running again writes the
+same set.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ def mean_interval(
 ) -> Interval:
     """The mean with its BCa bootstrap interval (bias-corrected and accelerated; Efron 1987).
 
-    Values that are all equal give an interval of no width. Where BCa is not defined (every resampled mean on one side
-    of the mean, as with very few values) the percentile interval stands for it.
+    Where BCa is not defined (every resampled mean on one side of the mean, as with very few values, or values that are
+    all equal) the percentile interval stands for it; that of equal values has no width.
 
     Args:
         values: at least one, finite.
@@ -72,8 +72,6 @@ def mean_interval(
     mean = float(values.mean())
     if len(values) == 1:
         return Interval(mean, float("nan"), float("nan"), 1)
-    if np.ptp(values) == 0:
-        return Interval(mean, mean, mean, len(values))
     for method in ("BCa", "percentile"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", stats.DegenerateDataWarning)

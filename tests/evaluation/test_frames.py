@@ -56,6 +56,10 @@ def test_uniform_indices_are_even_ascending_and_none_twice(count, wanted):
     assert (uniform(np.arange(count), wanted) == indices).all()
 
 
+def test_uniform_indices_are_the_nearest_frames():
+    assert uniform_indices(12, 10).tolist() == [0, 1, 2, 4, 5, 6, 7, 9, 10, 11]
+
+
 def test_frames_cannot_be_taken_from_nothing():
     for count, wanted in ((0, 10), (5, 0)):
         with pytest.raises(ValueError, match="cannot be taken"):
