@@ -73,7 +73,7 @@ def mean_interval(
     if len(values) == 1:
         return Interval(mean, float("nan"), float("nan"), 1)
     for method in ("BCa", "percentile"):
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), np.errstate(invalid="ignore"):  # 0 / 0 of equal values is answered below
             warnings.simplefilter("ignore", stats.DegenerateDataWarning)
             found = stats.bootstrap(
                 (values,), np.mean, confidence_level=confidence, n_resamples=resamples, batch=_BATCH,
