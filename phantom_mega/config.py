@@ -209,6 +209,8 @@ class DataConfig:
     """Draw start frame, resolution and references anew in each epoch; cached features need false: epoch 0's draws."""
     pair_kinds: list[str] = field(default_factory=lambda: ["cross", "in"])
     """Kinds of references to train on."""
+    min_references: int = 1
+    """Least references that are drawn for a sample; one that has fewer (or room for fewer) trains with all of them."""
     decoder: str = "auto"
     """`auto` (on a GPU DALI, PyAV for the rest; on a CPU PyAV), `dali` (the rest is bad) or `pyav` alone."""
     decode_threads: int = 2

@@ -198,8 +198,8 @@ def draw_bucket(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Draw resolution and number of references of some rows.
 
-    The resolution is drawn by weight among a row's candidates, the number of references uniformly from 1 to the most
-    that the row has and that fit into a pack.
+    The resolution is drawn by weight among a row's candidates, the number of references uniformly from
+    `data.min_references` to the most that the row has and that fit into a pack.
 
     Args:
         table, candidates, data: the recipe's sizes, what the rows may train at, budgets.
@@ -222,7 +222,8 @@ def draw_bucket(
     )
     if clip_tokens:
         most = np.minimum(most, (data.text_seq_length - candidates.text[rows]) // clip_tokens)
-    count = np.floor(draw_uniform(hashes, *stream, "reference_count") * most).astype(np.int64) + 1
+    least = np.minimum(data.min_references, most)
+    count = np.floor(draw_uniform(hashes, *stream, "reference_count") * (most - least + 1)).astype(np.int64) + least
     return resolution.astype(np.int8), np.where(most > 0, count, 0).astype(np.uint8)
 
 

@@ -299,3 +299,5 @@ def _check_budgets(data: DataConfig) -> None:
     for name in ("seq_length", "text_seq_length", "max_text_tokens", "packing_lookahead", "frame_rate", "max_upscale"):
         if not getattr(data, name) > 0:
             raise UserError(f"data.{name} is {getattr(data, name)}; it must be positive")
+    if data.min_references < 1:
+        raise UserError(f"data.min_references is {data.min_references}; the least is 1")

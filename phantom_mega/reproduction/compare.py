@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from phantom_mega.evaluation.statistics import bootstrap_interval
+from phantom_mega.evaluation.statistics import mean_interval
 
 AGREES, DISAGREES, UNDECIDED = "agrees", "disagrees", "undecided"
 
@@ -39,8 +39,8 @@ def estimate(values: np.ndarray) -> Estimate:
     cases = cases[~np.isnan(cases)]
     if not len(cases):
         return Estimate(np.nan, np.nan, np.nan, tuple(seeds.tolist()))
-    low, high = bootstrap_interval(cases)
-    return Estimate(float(cases.mean()), float(low), float(high), tuple(seeds.tolist()))
+    interval = mean_interval(cases)
+    return Estimate(interval.mean, interval.low, interval.high, tuple(seeds.tolist()))
 
 
 def verdict(first: np.ndarray, second: np.ndarray, sign: int) -> tuple[str, Estimate]:

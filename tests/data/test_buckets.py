@@ -116,6 +116,15 @@ def test_reference_counts_are_drawn_up_to_what_fits(budget):
     assert np.allclose(np.bincount(references)[1:] / 600, 1 / 3, atol=0.06) and references.max() == 3
 
 
+def test_at_least_min_references_are_drawn_where_a_sample_has_as_many():
+    data = mixed_data(min_references=2)
+    triplets = [make_triplet(f"k{i}", references=1 + i % 3, frames=40, height=720, width=1280) for i in range(300)]
+    _, _, rows, _, references = draw_of(make_index(triplets), data, clip_tokens=1)
+    has = 1 + rows % 3
+    assert (references[has == 1] == 1).all() and (references[has == 2] == 2).all()
+    assert set(references[has == 3]) == {2, 3}
+
+
 def test_references_are_drawn_with_their_order_from_the_allowed_kinds():
     kinds, drawn = ["in", "cross", "cross", "in", "cross"], set()
     for key in hash_keys(map(str, range(300))):

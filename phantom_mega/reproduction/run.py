@@ -1,0 +1,95 @@
+"""Run a study: make what it needs, train its arms, sample its conditions, judge, compare. Re-running goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from phantom_mega.errors import UserError
+from phantom_mega.files import whole_file
+from phantom_mega.reproduction.arms import ARMS, Condition
+from phantom_mega.reproduction.assets import Workplace, make_data, make_models, training
+from phantom_mega.reproduction.cases import make_cases
+from phantom_mega.reproduction.generate import generate
+from phantom_mega.reproduction.score import METRICS, score
+from phantom_mega.reproduction.studies import Study
+from phantom_mega.reproduction.train import train_all
+from phantom_mega.toyworld.judge import Judge
+
+JUDGE = "judge/judge.safetensors"
+
+
+def run_study(study: Study, place: Workplace) -> None:
+    """Everything up to the values of every condition and seed, in files of the workplace.
+
+    Args:
+        study: what to compare.
+        place: where, how much, on what.
+
+    Raises:
+        UserError: a tool or a training failed, or files of another scale are in the way.
+    """
+    _claim(place)
+    make_models(place)
+    names = dict.fromkeys(condition.arm for condition in study.conditions if needs_training(condition))
+    arms = [ARMS[name] for name in names]
+    make_data(place, arms)
+    trainings = [training(place, arm, seed) for seed in range(place.scale.seeds) for arm in arms]
+    train_all(trainings, place.scale.processes, place.scale.threads, place.device)
+    judge = Judge.load(place.models / JUDGE)
+    judge.network.to(place.device)
+    for condition in study.conditions:
+        for seed in range(place.scale.seeds):
+            if not place.results(condition.name, seed).is_file():
+                measure(condition, seed, place, judge)
+
+
+def needs_training(condition: Condition) -> bool:
+    """Whether a condition samples a trained model; an untrained one still needs its arm's configuration."""
+    return condition.references != "pasted"
+
+
+def measure(condition: Condition, seed: int, place: Workplace, judge: Judge) -> None:
+    """Sample and judge a condition with a seed; leaves `results/CONDITION/seedN.json` and `.npz`."""
+    cases = make_cases(condition, place.scale.cases)
+    run = place.run(condition.arm, seed)
+    videos = generate(condition, run, cases, place.scale.steps, seed, place.device)
+    values = score(judge, cases, videos)
+    target = place.results(condition.name, seed)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(place.videos(condition.name, seed)) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, videos=videos)
+    rows = [{"key": case.sample.key, **one} for case, one in zip(cases, values, strict=True)]
+    with whole_file(target) as temporary:
+        temporary.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def read_values(condition: Condition, place: Workplace) -> dict[str, np.ndarray]:
+    """Metric -> float [S, N] over seeds and cases."""
+    rows = [json.loads(place.results(condition.name, seed).read_text()) for seed in range(place.scale.seeds)]
+    return {name: np.array([[case[name] for case in seed] for seed in rows], dtype=np.float64) for name in METRICS}
+
+
+def _claim(place: Workplace) -> None:
+    """Keep results of different scales apart.
+
+    Raises:
+        UserError: the folder was begun at another scale.
+    """
+    place.root.mkdir(parents=True, exist_ok=True)
+    marker, now = place.root / "scale.json", json.loads(json.dumps(vars(place.scale)))
+    if marker.is_file():
+        before = json.loads(marker.read_text())
+        differ = [f"{name} {before.get(name)} (now {now[name]})" for name in now if before.get(name) != now[name]]
+        if differ:
+            raise UserError(f"{place.root} was begun at another scale: {', '.join(differ)}; name another --output")
+    else:
+        with whole_file(marker) as temporary:
+            temporary.write_text(json.dumps(now, indent=1) + "\n")
+
+
+def contact_videos(condition: Condition, place: Workplace, seed: int = 0) -> np.ndarray:
+    """uint8 [N, F, H, W, 3] as sampled."""
+    return np.load(Path(place.videos(condition.name, seed)))["videos"]
