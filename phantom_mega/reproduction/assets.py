@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phantom_mega.errors import UserError
-from phantom_mega.reproduction.arms import ARMS, PAIR, SINGLE, Arm
+from phantom_mega.reproduction.arms import PAIR, SINGLE, Arm
 from phantom_mega.reproduction.cases import SIZES
 from phantom_mega.reproduction.scale import Scale
 from phantom_mega.reproduction.train import Training
@@ -88,7 +88,7 @@ def make_models(place: Workplace) -> None:
 def make_data(place: Workplace, arms: Iterable[Arm]) -> None:
     """Data sets of some arms, and the features of their training samples."""
     wanted = {name: (arm, settings) for arm in arms for name, settings in data_sets(arm, place.scale).items()}
-    for name, (arm, settings) in wanted.items():
+    for name, (_, settings) in wanted.items():
         write_toyworld(place.root / "data" / name, settings)
     for arm in {tuple(data_sets(arm, place.scale)): arm for arm, _ in wanted.values()}.values():
         # The order of two references is drawn by the run's seed, and a cache holds the orders that it was asked for.

@@ -1,4 +1,4 @@
-"""Held-out cases: what is asked for, with the truth. The same for every arm and seed, so that differences are paired."""
+"""Held-out cases: what is asked for, with the truth. The same for every arm and seed, so differences are paired."""
 
 from __future__ import annotations
 

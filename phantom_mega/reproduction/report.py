@@ -46,7 +46,7 @@ def render_report(
     scale = place.scale
     about = (
         f"`{command}`, {device_name}, {time.strftime('%Y-%m-%d')}: {scale.seeds} seeds, {scale.cases} held-out cases "
-        f"each, {scale.steps} Euler steps. Mean over seeds and cases, in brackets the 95% bootstrap interval over cases."
+        f"each, {scale.steps} Euler steps. Means over seeds and cases; in brackets 95% bootstrap intervals over cases."
     )
     lines = [f"## {study.title}", "", study.about, "", about, "", _table(study, values), ""]
     lines += ["| claim | source | difference | seeds | here |", "|---|---|---|---|---|"]

@@ -38,7 +38,7 @@ class Metric:
 
 
 METRICS = {
-    "identity": Metric("identity", "likeness of each found subject to the one asked for: shape, texture, part, colours"),
+    "identity": Metric("identity", "likeness of each subject to the one asked for: shape, texture, part, colours"),
     "semantics": Metric("semantics", "shape and part: what a word can name"),
     "detail": Metric("detail", "texture and the exact colours: what only the picture tells"),
     "retrieval": Metric("retrieval", "the subject is nearer to its own identity than to 49 other held-out ones"),

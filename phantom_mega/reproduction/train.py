@@ -1,4 +1,4 @@
-"""Train arms, several at a time, each as a process of launchers/train.py: what a user would run, resumable as that is."""
+"""Train arms, several at a time, each as a process of launchers/train.py, resumable as that is."""
 
 from __future__ import annotations
 
