@@ -12,7 +12,7 @@ from phantom_mega.toyworld.backgrounds import BACKGROUNDS, PERIOD
 from phantom_mega.toyworld.captions import STYLES, describe, phrase
 from phantom_mega.toyworld.render import render, render_masks
 from phantom_mega.toyworld.scenes import LIGHTS, MAX_ACTORS, Actor, Scene, draw_scene
-from phantom_mega.toyworld.subjects import Subject, draw_subject
+from phantom_mega.toyworld.subjects import Subject, draw_subject, pick
 
 SPLITS = ("train", "validation")
 KINDS = ("cross", "in")
@@ -127,8 +127,8 @@ def _cut_from_clip(
 
 def _draw_cross(rng: np.random.Generator, scene: Scene, actor: Actor, height: int, width: int) -> ToyReference:
     """The actor's subject in a scene of its own that shares neither background nor light nor angle with the clip."""
-    background = str(rng.choice([name for name in BACKGROUNDS if name != scene.background]))
-    light = str(rng.choice([name for name in LIGHTS if name != scene.light]))
+    background = pick(rng, [name for name in BACKGROUNDS if name != scene.background])
+    light = pick(rng, [name for name in LIGHTS if name != scene.light])
     angle = actor.angle
     while abs(angle - actor.angle) < LEAST_TURN:
         angle = round(float(rng.uniform(-REFERENCE_ANGLE, REFERENCE_ANGLE)), 2)

@@ -10,7 +10,7 @@ import numpy as np
 from phantom_mega.errors import UserError
 from phantom_mega.toyworld.backgrounds import BACKGROUNDS, PERIOD
 from phantom_mega.toyworld.shapes import turns_visibly
-from phantom_mega.toyworld.subjects import Subject
+from phantom_mega.toyworld.subjects import Subject, pick
 
 # Gains of red, green and blue. Warm light takes little blue: a blue subject stays blue.
 LIGHTS = {"bright": (1.0, 1.0, 1.0), "dim": (0.66, 0.66, 0.66), "warm": (1.0, 0.88, 0.68)}
@@ -19,7 +19,7 @@ CAMERAS = ("static", "pan", "zoom")
 MAX_ACTORS = 4
 # Number of actors -> (their places, body height, travel, jitter of the places).
 _LAYOUTS = {
-    1: (((0.5, 0.5),), 0.45, 0.34, 0.04),
+    1: (((0.5, 0.5),), 0.45, 0.3, 0.04),
     2: (((0.25, 0.5), (0.75, 0.5)), 0.35, 0.14, 0.01),
     3: (((0.25, 0.28), (0.75, 0.28), (0.5, 0.75)), 0.28, 0.12, 0.01),
     4: (((0.25, 0.28), (0.75, 0.28), (0.25, 0.75), (0.75, 0.75)), 0.28, 0.12, 0.01),
@@ -50,7 +50,7 @@ class Actor:
     angle: float
     size: float
     flip: bool
-    travel: float = 0.34
+    travel: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def draw_scene(rng: np.random.Generator, subjects: Sequence[Subject]) -> Scene:
     """
     if len(subjects) not in _LAYOUTS:
         raise UserError(f"{len(subjects)} actors; a scene has 1 to {MAX_ACTORS}")
-    background, light, camera = (str(rng.choice(names)) for names in (BACKGROUNDS, list(LIGHTS), CAMERAS))
+    background, light, camera = (pick(rng, names) for names in (BACKGROUNDS, tuple(LIGHTS), CAMERAS))
     places, size, travel, jitter = _LAYOUTS[len(subjects)]
     actors = tuple(_draw_actor(rng, subject, place, size, travel, jitter) for subject, place in zip(subjects, places))
     return Scene(background, light, camera, actors, round(float(rng.uniform(0, PERIOD)), 3))
@@ -144,7 +144,7 @@ def _draw_actor(
     rng: np.random.Generator, subject: Subject, place: tuple[float, float], size: float, travel: float, jitter: float
 ) -> Actor:
     turns = turns_visibly(subject.shape, subject.part, subject.texture)
-    motion = str(rng.choice([motion for motion in MOTIONS if turns or motion != "spins"]))
+    motion = pick(rng, [motion for motion in MOTIONS if turns or motion != "spins"])
     # The middle of the way is at the place: nobody leaves the frame.
     half = travel / 2
     before = {
