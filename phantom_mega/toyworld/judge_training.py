@@ -20,9 +20,9 @@ from phantom_mega.toyworld.judge_network import CELL, FRAMES, JudgeNetwork, cell
 from phantom_mega.toyworld.latents import round_trip
 from phantom_mega.toyworld.render import render, render_masks
 from phantom_mega.toyworld.samples import SPLITS, ToyReference, make_sample
-from phantom_mega.toyworld.scenes import CAMERAS, LIGHTS, MAX_ACTORS, MOTIONS, Scene, camera_view, draw_scene, pose
+from phantom_mega.toyworld.scenes import CAMERAS, LIGHTS, MAX_ACTORS, MOTIONS, Scene, draw_scene, pose, seen_pose
 from phantom_mega.toyworld.shapes import flips_visibly, turns_visibly
-from phantom_mega.toyworld.subjects import PARTS, SHAPES, TEXTURES, Subject, draw_subject
+from phantom_mega.toyworld.subjects import PARTS, SHAPES, TEXTURES, draw_subject, shows_accent
 
 STEPS = 1200
 CLIPS = 14  # of a batch; a wide batch, of frames twice as wide, has half of them
@@ -199,26 +199,13 @@ def make_truth(shown: list[tuple[Scene, np.ndarray, tuple[float, float, float]]]
     )  # fmt: skip
 
 
-def seen_pose(scene: Scene, place: int, aspect: float, frames: int = FRAMES) -> tuple[np.ndarray, np.ndarray]:
-    """Where and how large an actor is seen, the camera included.
-
-    Returns:
-        ((x, y) of the body's centre from the frame's middle [K, 2], the body's height [K]), in frame heights.
-    """
-    time = np.linspace(0, 1, frames)
-    way, magnification = camera_view(scene.camera, time)
-    where = pose(scene.actors[place], time, aspect)
-    centre = np.stack([where.x - aspect / 2 - way, where.y - 0.5], -1) * magnification[:, None]
-    return centre, where.scale * magnification
-
-
 def _actor_numbers(scene: Scene, place: int, crop: tuple[float, float, float], aspect: float) -> dict[str, np.ndarray]:
     """`Truth.numbers` of one actor, [K, n] or [n] each."""
     actor = scene.actors[place]
     subject, unknown = actor.subject, np.nan
     still = scene.camera == "static" and actor.motion == "stands still"
     frames = 1 if still else FRAMES
-    centre, size = seen_pose(scene, place, aspect, frames)
+    centre, size = seen_pose(scene, place, frames, aspect)
     angle = pose(actor, np.linspace(0, 1, frames), aspect).angle
     turns = turns_visibly(subject.shape, subject.part, subject.texture)
     return {
@@ -230,11 +217,6 @@ def _actor_numbers(scene: Scene, place: int, crop: tuple[float, float, float], a
         "size": size[:, None] / crop[2],
         "centre": (centre - crop[:2]) / crop[2],
     }  # fmt: skip
-
-
-def shows_accent(subject: Subject) -> bool:
-    """Whether anything is drawn in the accent colour."""
-    return subject.texture != "plain" or subject.part != "none"
 
 
 def judge_loss(network: JudgeNetwork, videos: torch.Tensor, truth: Truth) -> torch.Tensor:

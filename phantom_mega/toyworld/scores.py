@@ -5,17 +5,18 @@ Everything here is exact if the reading is: how well a judge reads is measured a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from phantom_mega.toyworld.backgrounds import BACKGROUNDS
 from phantom_mega.toyworld.reading import Reading, SubjectReading
 from phantom_mega.toyworld.samples import ToyReference
-from phantom_mega.toyworld.scenes import CAMERAS, LIGHTS, MOTIONS, Scene, pose, seen_pose
+from phantom_mega.toyworld.scenes import Scene, pose, seen_pose
 from phantom_mega.toyworld.shapes import flips_visibly, turns_visibly
-from phantom_mega.toyworld.subjects import PARTS, SHAPES, TEXTURES, Colour, Subject
+from phantom_mega.toyworld.subjects import PARTS, SHAPES, TEXTURES, Colour, Subject, shows_accent
 
 # Shares of an identity. The accent's falls to the others where a subject shows no accent.
 IDENTITY_WEIGHTS = {"shape": 0.3, "texture": 0.15, "part": 0.15, "body": 0.25, "accent": 0.15}
@@ -27,11 +28,6 @@ CONFUSED_SHARE = 1 / 3  # of the attributes that set two actors apart
 LEAST_DIFFERENCE = {"angle": 15.0, "size": 0.15, "position": 0.1}  # degrees, log of a ratio, frame heights
 COPY_TOLERANCE = {name: least / 2 for name, least in LEAST_DIFFERENCE.items()}
 COPY_ATTRIBUTES = ("angle", "flip", "size", "position", "background", "light")
-
-
-def shows_accent(subject: Subject) -> bool:
-    """Whether anything of a subject is drawn in its accent colour."""
-    return subject.texture != "plain" or subject.part != "none"
 
 
 def colour_distance(first: Colour, second: Colour) -> float:
@@ -90,10 +86,9 @@ def match_places(reading: Reading, scene: Scene, aspect: float = 1.0) -> np.ndar
     """
     matched = np.full(len(scene.actors), -1)
     if scene.actors and reading.subjects:
-        found = [np.nanmean(subject.track.centre, 0) * (aspect, 1) for subject in reading.subjects]
-        wanted = [
-            seen_pose(scene, number, aspect)[0].mean(0) + (aspect / 2, 0.5) for number in range(len(scene.actors))
-        ]
+        found = [(np.nanmean(subject.track.centre, 0) - 0.5) * (aspect, 1) for subject in reading.subjects]
+        frames = len(reading.subjects[0].track.seen)
+        wanted = [seen_pose(scene, number, frames, aspect)[0].mean(0) for number in range(len(scene.actors))]
         distance = np.square(np.array(wanted)[:, None] - np.array(found)[None]).sum(-1)
         rows, columns = linear_sum_assignment(distance)
         matched[rows] = columns
@@ -166,84 +161,102 @@ def binding(reading: Reading, scene: Scene, aspect: float = 1.0) -> dict[str, fl
 
 
 def copy_paste(
-    reading: Reading, references: Sequence[ToyReference], scene: Scene, aspect: float = 1.0
-) -> dict[str, float]:
+    reading: Reading, references: Sequence[ToyReference], scene: Scene, *, height: int = 32, width: int = 32,
+    frames: int = 17,
+) -> dict[str, float]:  # fmt: skip
     """What a video repeats of its references beside the identity, from the truth of both.
 
     Looked at is only where a reference and the wanted scene differ (by `LEAST_DIFFERENCE`). An attribute is copied,
     1, if the video is nearer to the reference than to the scene, and as near as `COPY_TOLERANCE`. Size and position
-    are those in the reference image, scaled as it is to the video's height and width.
+    are those in the reference image as a model sees it: padded to the video's aspect, scaled to its size.
 
     Args:
         reading: of the video.
         references: one for each actor.
         scene: what the video should show.
-        aspect: width of the frame over its height.
+        height, width, frames: of the video, and of what the references were cut from.
 
     Returns:
         `COPY_ATTRIBUTES`, each the mean over the actors (nan where nothing differs or nothing was found), and their
         mean as `copied`.
     """
+    aspect = width / height
     told: dict[str, list[float]] = {name: [] for name in COPY_ATTRIBUTES}
     for name in ("background", "light"):
         wanted, shown = getattr(scene, name), reading.scene[name]
         told[name] = [float(shown == getattr(reference.scene, name)) for reference in references
                       if getattr(reference.scene, name) != wanted]  # fmt: skip
-    for number, (place, reference) in enumerate(zip(match_places(reading, scene, aspect), references)):
-        if place >= 0:
-            for name, value in _copied_pose(reading.subjects[place], reference, scene, number, aspect).items():
+    for number, (found, reference) in enumerate(zip(match_places(reading, scene, aspect), references)):
+        if found >= 0:
+            pasted = reference_pose(reference, height, width, frames)
+            for name, value in _copied_pose(reading.subjects[found], pasted, scene, number, aspect).items():
                 told[name].append(value)
     result = {name: float(np.mean(values)) if values else float("nan") for name, values in told.items()}
     known = [value for value in result.values() if not np.isnan(value)]
     return result | {"copied": float(np.mean(known)) if known else float("nan")}
 
 
-def reference_pose(reference: ToyReference) -> tuple[np.ndarray, float, float, bool]:
-    """What a reference image shows of its subject.
+@dataclass(frozen=True)
+class PastedPose:
+    """What a video would show of a reference image that fills it.
 
-    Returns:
-        ((x, y) of the body's centre in the crop's width and height, body height in crop heights, degrees that it
-        leans clockwise, whether it is mirrored).
+    Attributes:
+        centre: (x, y) of the body's centre from the frame's middle, in frame heights.
+        size: body height in frame heights.
+        angle: degrees that it leans clockwise.
+        flip: whether it is mirrored.
+    """
+
+    centre: np.ndarray
+    size: float
+    angle: float
+    flip: bool
+
+
+def reference_pose(reference: ToyReference, height: int = 32, width: int = 32, frames: int = 17) -> PastedPose:
+    """The pose in a reference image after padding to the aspect of a video and scaling to its size.
+
+    Args:
+        reference: cut from frames of these sizes.
+        height, width, frames: of them, and of the video.
     """
     number = next(n for n, actor in enumerate(reference.scene.actors) if actor.subject == reference.subject)
-    actor = reference.scene.actors[number]
-    height, width = reference.frame_size
-    frames = reference.frames
-    centre, size = seen_pose(reference.scene, number, width / height, frames)
-    angle = np.degrees(pose(actor, np.linspace(0, 1, frames), width / height).angle)
+    actor, aspect = reference.scene.actors[number], width / height
+    time = np.arange(frames) / max(1, frames - 1)
+    centre, size = (value[reference.frame] for value in seen_pose(reference.scene, number, frames, aspect))
+    angle = np.degrees(pose(actor, time, aspect).angle[reference.frame])
     x0, y0, x1, y1 = reference.box
-    at = centre[reference.frame] * height + (width / 2, height / 2)
-    return (at - (x0, y0)) / (x1 - x0, y1 - y0), size[reference.frame] * height / (y1 - y0), angle[reference.frame], actor.flip
+    middle = np.array([(x0 + x1 - width) / 2, (y0 + y1 - height) / 2]) / height
+    scale = height / max(y1 - y0, (x1 - x0) / aspect)
+    return PastedPose((centre - middle) * scale, float(size * scale), float(angle), actor.flip)
 
 
 def _copied_pose(
-    shown: SubjectReading, reference: ToyReference, scene: Scene, number: int, aspect: float
+    shown: SubjectReading, pasted: PastedPose, scene: Scene, number: int, aspect: float
 ) -> dict[str, float]:
     """`angle`, `flip`, `size` and `position` of one actor, where they can be told."""
     actor, track = scene.actors[number], shown.track
     kind = (actor.subject.shape, actor.subject.part, actor.subject.texture)
-    centre, size, angle, flip = reference_pose(reference)
-    wanted_centre, wanted_size = seen_pose(scene, number, aspect, len(track.seen))
-    differences = {
-        # (reference - scene, video - reference, video - scene)
-        "size": (np.log(size / wanted_size), np.log(track.size / size), np.log(track.size / wanted_size)),
-        "position": tuple(np.linalg.norm(way * (aspect, 1), axis=-1) for way in (
-            centre - (wanted_centre / (aspect, 1) + 0.5), track.centre - centre,
-            track.centre - (wanted_centre / (aspect, 1) + 0.5))),
-    }  # fmt: skip
+    centre, size = seen_pose(scene, number, len(track.seen), aspect)
+    at = (track.centre - 0.5) * (aspect, 1)
+    length = functools.partial(np.linalg.norm, axis=-1)
+    # Distances: reference to scene, video to reference, video to scene.
+    distances = {
+        "size": (np.log(pasted.size / size), np.log(track.size / pasted.size), np.log(track.size / size)),
+        "position": (length(pasted.centre - centre), length(at - pasted.centre), length(at - centre)),
+    }
     if turns_visibly(*kind):
-        wanted_angle = np.degrees(pose(actor, np.linspace(0, 1, len(track.seen)), aspect).angle)
-        differences["angle"] = tuple(turn_between(*pair) for pair in (
-            (angle, wanted_angle), (track.angle, angle), (track.angle, wanted_angle)))  # fmt: skip
+        wanted = np.degrees(pose(actor, np.linspace(0, 1, len(track.seen)), aspect).angle)
+        turns = ((pasted.angle, wanted), (track.angle, pasted.angle), (track.angle, wanted))
+        distances["angle"] = tuple(turn_between(*pair) for pair in turns)
     copied = {}
-    for name, (apart, to_reference, to_scene) in differences.items():
-        apart, to_reference, to_scene = abs(apart), abs(to_reference), abs(to_scene)
-        told = (apart >= LEAST_DIFFERENCE[name] - 1e-6) & track.seen
+    for name, (apart, to_reference, to_scene) in distances.items():
+        told = (abs(apart) >= LEAST_DIFFERENCE[name] - 1e-6) & track.seen
         if told.any():
-            near = (to_reference < to_scene) & (to_reference <= COPY_TOLERANCE[name])
+            near = (abs(to_reference) < abs(to_scene)) & (abs(to_reference) <= COPY_TOLERANCE[name])
             copied[name] = float(near[told].mean())
-    if flips_visibly(*kind) and flip != actor.flip:
-        copied["flip"] = float((shown.flip >= 0.5) == flip)
+    if flips_visibly(*kind) and pasted.flip != actor.flip:
+        copied["flip"] = float((shown.flip >= 0.5) == pasted.flip)
     return copied
 
 
