@@ -9,6 +9,7 @@ import torch
 
 from phantom_mega.conditioning.linear_vae import LinearVideoVAE
 from phantom_mega.curation.report.precision import wilson
+from phantom_mega.images import image_tensor, pad_white
 from phantom_mega.toyworld.judge import Judge
 from phantom_mega.toyworld.judge_training import blur
 from phantom_mega.toyworld.latents import round_trip
@@ -17,7 +18,9 @@ from phantom_mega.toyworld.render import render
 from phantom_mega.toyworld.samples import ToySample, make_sample
 from phantom_mega.toyworld.scenes import Scene, pose, seen_pose
 from phantom_mega.toyworld.scores import (
+    best_identity_score,
     binding,
+    copy_paste,
     identity_distance,
     match_places,
     prompt_scores,
@@ -54,6 +57,7 @@ def judge_accuracy(
         - `identity`, the mean identity score; `body_error` and `accent_error`, mean Euclidean RGB distance (0 to 441);
           `centre_error` in pixels, `angle_error` in degrees, `size_error` relative: means over what was found.
         Of a reference image, only what can be told of it.
+        `copying`: how `measure_copying` tells true videos from pasted ones.
     """
     samples = [
         make_sample(seed, number, split="validation", actors=actors, height=height, width=width, frames=frames)
@@ -66,7 +70,10 @@ def judge_accuracy(
     }
     if vae is not None:
         report["vae"] = measure_videos(judge, samples, [round_trip(vae, video) for video in videos], seed)
-    return report | {"reference": measure_references(judge, samples, seed)}
+    return report | {
+        "reference": measure_references(judge, samples, seed),
+        "copying": measure_copying(judge, samples, videos),
+    }
 
 
 def blurred(video: np.ndarray, sigma: float = BLUR) -> np.ndarray:
@@ -109,6 +116,39 @@ def measure_references(judge: Judge, samples: list[ToySample], seed: int) -> dic
                     right[name].append(value == getattr(reference.scene, name))
             right["count"].append(reading.count == 1)
     return _summary(right, errors)
+
+
+def measure_copying(judge: Judge, samples: list[ToySample], videos: list[np.ndarray]) -> dict[str, dict]:
+    """The two ends of the scale of `scores.copy_paste`: `true` videos, and `pasted` ones that hold still references.
+
+    Returns:
+        For each the mean of every attribute over the samples where it can be told (about 0, and about 1), and
+        `identity`, which is high in both.
+    """
+    frames, height, width = videos[0].shape[:3]
+    shown = {"true": videos, "pasted": [paste(sample.references[0].image, *videos[0].shape[:3]) for sample in samples]}
+    result = {}
+    for name, some in shown.items():
+        told = defaultdict(list)
+        for sample, reading in zip(samples, judge.read(some)):
+            copied = copy_paste(reading, sample.references, sample.scene, height=height, width=width, frames=frames)
+            for attribute, value in copied.items():
+                told[attribute].append(value)
+            told["identity"].append(best_identity_score(reading, sample.scene.actors[0].subject))
+        result[name] = {attribute: mean_of_known(values) for attribute, values in told.items()}
+    return result
+
+
+def mean_of_known(values: list[float]) -> float | None:
+    """The mean of those that are not nan; None if there is none."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else None
+
+
+def paste(image: np.ndarray, frames: int = 17, height: int = 32, width: int = 32) -> np.ndarray:
+    """A video uint8 [F, H, W, 3] that holds a reference image still, padded with white to its aspect."""
+    frame = pad_white(image_tensor(image), height, width).permute(1, 2, 0).numpy()
+    return np.repeat(frame[None], frames, 0)
 
 
 def _others(seed: int) -> list[Subject]:
