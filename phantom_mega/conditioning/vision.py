@@ -125,7 +125,7 @@ def load_vision_tower(
         UserError: open_clip does not know it, cannot load its weights, or would leave them random.
     """
     if config.vision_encoder == "tiny":
-        return FrozenVisionTower(_tiny_tower().to(device), "tiny")
+        return load_tiny_tower(device)
     options = "conditioning.vision_encoder", "conditioning.vision_pretrained"
     name, model = load_open_clip(config.vision_encoder, config.vision_pretrained, "the vision tower", *options)
     visual = model.visual
@@ -170,6 +170,11 @@ def load_open_clip(
     except Exception as error:  # open_clip raises nearly anything on files that are not what their names say
         raise explain_missing(what, source, error) from None
     return name, model
+
+
+def load_tiny_tower(device: torch.device | str = "cpu") -> FrozenVisionTower:
+    """The tower `tiny`, in float32."""
+    return FrozenVisionTower(_tiny_tower().to(device), "tiny")
 
 
 def _tiny_tower() -> PhantomVisionTower:

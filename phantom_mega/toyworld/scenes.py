@@ -122,6 +122,25 @@ def camera_view(camera: str, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return way, ZOOM[0] + (ZOOM[1] - ZOOM[0]) * time if camera == "zoom" else still + 1
 
 
+def seen_pose(scene: Scene, number: int, frames: int, aspect: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Where and how large an actor is seen, the camera included.
+
+    Args:
+        scene: what is shown.
+        number: of the actor.
+        frames: F, spread evenly from the first to the last.
+        aspect: width of the frame over its height.
+
+    Returns:
+        ((x, y) of the body's centre from the frame's middle, float64 [F, 2], its height [F]), in frame heights.
+    """
+    time = np.arange(frames) / max(1, frames - 1)
+    way, magnification = camera_view(scene.camera, time)
+    where = pose(scene.actors[number], time, aspect)
+    centre = np.stack([where.x - aspect / 2 - way, where.y - 0.5], -1) * magnification[:, None]
+    return centre, where.scale * magnification
+
+
 def draw_scene(rng: np.random.Generator, subjects: Sequence[Subject]) -> Scene:
     """Draw all but the subjects, so that every body stays in the frame and off the others.
 

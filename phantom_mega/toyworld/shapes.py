@@ -43,6 +43,13 @@ def turns_visibly(shape: str, part: str, texture: str) -> bool:
     return not (shape == "circle" and part == "none" and texture in ("plain", "ring"))
 
 
+@functools.cache
+def flips_visibly(shape: str, part: str, texture: str) -> bool:
+    """Whether mirroring left to right changes the picture, by more than the rounding of edges."""
+    labels = label_map(shape, part, texture)
+    return bool((labels != labels[:, ::-1]).mean() > 0.02)
+
+
 def _disk(x: np.ndarray, y: np.ndarray, cx: float, cy: float, radius: float) -> np.ndarray:
     return (x - cx) ** 2 + (y - cy) ** 2 <= radius**2
 

@@ -66,6 +66,11 @@ def held_out(subject: Subject) -> bool:
     return int.from_bytes(digest, "little") < HELD_OUT_SHARE * 2**64
 
 
+def shows_accent(subject: Subject) -> bool:
+    """Whether anything of a subject is drawn in its accent colour."""
+    return subject.texture != "plain" or subject.part != "none"
+
+
 def draw_subject(rng: np.random.Generator, *, from_held_out: bool | None = None) -> Subject:
     """Draw a subject: shape, part and texture uniformly, colours with free hue.
 
