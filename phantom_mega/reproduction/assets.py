@@ -74,17 +74,6 @@ def data_sets(arm: Arm, scale: Scale) -> dict[str, ToySettings]:
     return {"single": ToySettings(**common)}
 
 
-def make_models(place: Workplace) -> None:
-    """The judge, the tiny CLIP and the VAE, by the tool that users call.
-
-    Raises:
-        UserError: it failed.
-    """
-    scale = place.scale
-    arguments = ["--output", place.models, "--judge-steps", scale.judge_steps, "--clip-steps", scale.clip_steps]
-    _tool("make_toy_models.py", arguments, place)
-
-
 def make_data(place: Workplace, arms: Iterable[Arm]) -> None:
     """Data sets of some arms, and the features of their training samples."""
     wanted = {name: (arm, settings) for arm in arms for name, settings in data_sets(arm, place.scale).items()}

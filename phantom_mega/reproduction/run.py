@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,15 +11,14 @@ import numpy as np
 from phantom_mega.errors import UserError
 from phantom_mega.files import whole_file
 from phantom_mega.reproduction.arms import ARMS, Condition
-from phantom_mega.reproduction.assets import Workplace, make_data, make_models, training
+from phantom_mega.reproduction.assets import Workplace, make_data, training
 from phantom_mega.reproduction.cases import make_cases
 from phantom_mega.reproduction.generate import generate
 from phantom_mega.reproduction.score import METRICS, score
 from phantom_mega.reproduction.studies import Study
 from phantom_mega.reproduction.train import train_all
 from phantom_mega.toyworld.judge import Judge
-
-JUDGE = "judge/judge.safetensors"
+from phantom_mega.toyworld.models import JUDGE_FILE, make_models
 
 
 def run_study(study: Study, place: Workplace) -> None:
@@ -32,13 +32,13 @@ def run_study(study: Study, place: Workplace) -> None:
         UserError: a tool or a training failed, or files of another scale are in the way.
     """
     _claim(place)
-    make_models(place)
+    make_models(place.models, place.scale.models)
     names = dict.fromkeys(condition.arm for condition in study.conditions if needs_training(condition))
     arms = [ARMS[name] for name in names]
     make_data(place, arms)
     trainings = [training(place, arm, seed) for seed in range(place.scale.seeds) for arm in arms]
     train_all(trainings, place.scale.processes, place.scale.threads, place.device)
-    judge = Judge.load(place.models / JUDGE)
+    judge = Judge.load(place.models / "judge" / JUDGE_FILE)
     judge.network.to(place.device)
     for condition in study.conditions:
         for seed in range(place.scale.seeds):
@@ -79,7 +79,7 @@ def _claim(place: Workplace) -> None:
         UserError: the folder was begun at another scale.
     """
     place.root.mkdir(parents=True, exist_ok=True)
-    marker, now = place.root / "scale.json", json.loads(json.dumps(vars(place.scale)))
+    marker, now = place.root / "scale.json", json.loads(json.dumps(dataclasses.asdict(place.scale)))
     if marker.is_file():
         before = json.loads(marker.read_text())
         differ = [f"{name} {before.get(name)} (now {now[name]})" for name in now if before.get(name) != now[name]]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from phantom_mega.toyworld.models import ModelSettings
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -15,7 +17,7 @@ class Scale:
         cases: held-out cases of each condition and seed.
         steps: Euler steps.
         seeds: trainings of each arm.
-        judge_steps, clip_steps: of the judge and of the tiny CLIP.
+        models: how the VAE, the judge and the tiny CLIP are made.
         processes: trainings at a time.
         threads: of each.
     """
@@ -27,14 +29,15 @@ class Scale:
     cases: int
     steps: int
     seeds: int
-    judge_steps: int
-    clip_steps: int
+    models: ModelSettings
     processes: int
     threads: int
 
 
 SCALES = {
-    "gpu": Scale(16000, 16000, 4000, 4000, 128, 50, 3, 3000, 3000, 4, 2),
-    "cpu": Scale(8000, 8000, 2500, 2500, 64, 25, 3, 1500, 1500, 2, 1),
-    "smoke": Scale(64, 64, 4, 4, 3, 2, 2, 20, 20, 2, 1),
+    "gpu": Scale(16000, 16000, 4000, 4000, 128, 50, 3, ModelSettings(), 4, 2),
+    "cpu": Scale(8000, 8000, 2500, 2500, 64, 25, 3, ModelSettings(), 2, 1),
+    "smoke": Scale(
+        64, 64, 4, 4, 3, 2, 2, ModelSettings(judge_steps=4, clip_steps=2, clip_pool=64, vae_videos=20, samples=4), 2, 1
+    ),
 }
