@@ -113,7 +113,7 @@ def _data_arguments(place: Workplace, arm: Arm, seed: int) -> list[str]:
     paths = ",".join(str(place.root / "data" / name / "train") for name in data_sets(arm, place.scale))
     arguments = [
         f"data.index_path=[{paths}]",
-        f"data.aspect_ratios=[{width // height}:1]",
+        f"data.aspect_ratios=['{width // height}:1']",
         f"data.resolutions.32p.pixels={height * width}",
         f"data.seq_length={TOKENS[arm.world]}",
         f"train.seed={1234 + seed}",

@@ -65,7 +65,7 @@ def train_all(trainings: Sequence[Training], processes: int, threads: int, devic
     total = sum(training.iterations for training in waiting)
     running: dict[Training, subprocess.Popen] = {}
     unfinished = list(waiting)
-    with tqdm(total=total, unit="it", desc=f"train {len(waiting)} runs", file=sys.stderr) as bar:
+    with tqdm(total=total, unit="it", desc=f"train {len(waiting)} runs", file=sys.stderr, disable=None) as bar:
         try:
             while waiting or running:
                 while waiting and len(running) < processes:
