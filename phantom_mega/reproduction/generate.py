@@ -34,7 +34,8 @@ def generate(condition: Condition, run: Path, cases: list[Case], steps: int, see
         return np.stack([paste(case, height, width) for case in cases])
     pipe = _load(condition, run, seed, device)
     videos = []
-    for number, case in enumerate(tqdm(cases, desc=f"{condition.name}, seed {seed}", unit="video", leave=False, disable=None)):
+    bar = tqdm(cases, desc=f"{condition.name}, seed {seed}", unit="video", leave=False, disable=None)
+    for number, case in enumerate(bar):
         frames = pipe(
             case.sample.caption,
             case.images,
