@@ -144,7 +144,9 @@ def update_ema(optimizer: ChainedOptimizer, decay: float, updates: int) -> float
 
 def averages(optimizer: ChainedOptimizer) -> Callable[[torch.nn.Parameter], torch.Tensor]:
     """From a model parameter to its float32 average (`EmaDistributedOptimizer.whole_average`); for `core_to_hf`."""
-    owner = {param: part for part in optimizer.chained_optimizers for param in part.model_param_gbuf_map}
+    # Of the buffers: the optimizer's own maps hold the parameters alone that this data-parallel rank has a part of.
+    parts = optimizer.chained_optimizers
+    owner = {param: part for part in parts for buffer in part.buffers for param in buffer.params}
     return lambda param: owner[param].whole_average(param)
 
 

@@ -28,7 +28,9 @@ def train(config: RunConfig, case: dict) -> dict:
     equal = saved.keys() == found.keys() and all(torch.equal(found[name], saved[name]) for name in saved)
     flags = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(flags, equal)
-    return {"code": code, "averages_equal": all(flags), "ranks": trainer.evaluation.samples.ranks}
+    held_out, samples = trainer.evaluation.held_out, trainer.evaluation.samples
+    packs = [len(held_out.packs), len(held_out.microbatches(0.5))]
+    return {"code": code, "averages_equal": all(flags), "ranks": samples.ranks, "packs": packs}
 
 
 def main(folder: Path, arguments: list[str]) -> None:

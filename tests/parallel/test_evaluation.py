@@ -13,7 +13,7 @@ from tests.training.conftest import data_set, valid_set  # noqa: F401
 COMMON = [
     *("model.num_layers=4", "train.train_iters=2", "optimizer.lr_warmup_iters=0", "train.ema_decay=0.9"),
     *("train.eval_interval=1", "train.eval_iters=3", "train.eval_timesteps=[0.2,0.8]", "data.seq_length=224"),
-    *("train.eval_videos=3", "train.eval_video_steps=2", "parallel.distributed_timeout_minutes=2"),
+    *("train.eval_videos=2", "train.eval_video_steps=2", "parallel.distributed_timeout_minutes=2"),
     *("train.global_batch_size=4", "optimizer.lr=1e-4"),
 ]
 TP, PP = "parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"
@@ -21,13 +21,12 @@ OVERLAP = [
     *("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true", "parallel.ddp_bucket_size=5000"),
 ]
 LAYOUTS = {
-    "tp2": [TP, "parallel.sequence_parallel=true"],
+    # Under full recompute layers are called otherwise while gradients are kept.
+    "tp2": [TP, "parallel.sequence_parallel=true", "parallel.recompute_granularity=full"],
     "pp2": [PP],
     "pp2_interleaved": [PP, "parallel.virtual_pipeline_model_parallel_size=2"],
     "dp2": OVERLAP,
     "cp2": ["parallel.context_parallel_size=2"],
-    # Under full recompute layers are called otherwise while gradients are kept.
-    "tp2_recompute": [TP, "parallel.recompute_granularity=full"],
 }
 
 
@@ -82,7 +81,7 @@ def test_sample_videos_are_those_of_one_process_and_shared_out_over_ranks(runs, 
     folder, results = runs
     assert results[layout]["ranks"] == [0, 1] and results["one"]["ranks"] == [0]
     one, other = (frames_of(folder / name, 2) for name in ("one", layout))
-    assert one.keys() == other.keys() and len(one) == 3
+    assert one.keys() == other.keys() and len(one) == 2
     for name in one:
         assert np.abs(one[name] - other[name]).mean() < 0.5, name
     expected, found = (read_evaluations(folder / name)[1] for name in ("one", layout))
@@ -90,7 +89,9 @@ def test_sample_videos_are_those_of_one_process_and_shared_out_over_ranks(runs, 
     assert [video["id"] for video in found["videos"]] == [video["id"] for video in expected["videos"]]
 
 
-def test_there_are_packs_that_fill_up_a_rank(runs):
-    """Three packs: a second rank has one of its own, and passes another that does not count."""
-    folder, _ = runs
-    assert len({json.dumps(found) for found in read_evaluations(folder / "one")}) == 2
+def test_a_rank_is_filled_up_with_packs_that_do_not_count(runs):
+    """Three packs: with two data-parallel ranks, and in groups of two stages, a fourth one is passed along."""
+    _, results = runs
+    assert {name: result["packs"] for name, result in results.items()} == {
+        "one": [3, 3], "tp2": [3, 3], "pp2": [3, 3], "pp2_interleaved": [3, 4], "dp2": [3, 2], "cp2": [3, 3]
+    }  # fmt: skip
