@@ -107,6 +107,16 @@ def test_noise_is_the_samples_own_and_one_for_all_timesteps(held_out):
     assert torch.equal(early.noise, held_out_draws(again, shape, 0.1).noise)
 
 
+def test_no_condition_is_dropped(held_out):
+    for pack, (inputs, _, _) in zip(held_out.packs, held_out.microbatches(0.5), strict=True):
+        assert len(inputs.text) == sum(sample.text_tokens for sample in pack)
+        assert inputs.clip.abs().sum(1).min() > 0 if len(inputs.clip) else True
+        reference = ~inputs.layout.video_mask
+        reference[sum(sample.shape.visual_tokens for sample in pack) :] = False  # padding
+        assert (inputs.visual[reference].abs().sum(1) > 0).all()
+    assert sum(len(sample.references) for pack in held_out.packs for sample in pack) > 1
+
+
 def test_nothing_of_the_training_moves(held_out, model):
     wrapped = model[0]
     for chunk in wrapped:
