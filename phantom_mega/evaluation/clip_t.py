@@ -1,7 +1,7 @@
 """CLIP-T: mean cosine of CLIP's features of frames and of the prompt, times 100.
 
-Not the paper's metric, which is ViCLIP-T: CLIP sees no motion, and its numbers do not compare with ViCLIP's. For machines
-that have a CLIP alone.
+Not the paper's metric, which is ViCLIP-T: CLIP sees no motion, and its numbers do not compare with ViCLIP's. For
+machines that have a CLIP alone.
 """
 
 from __future__ import annotations

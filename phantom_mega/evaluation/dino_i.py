@@ -20,7 +20,7 @@ class DinoISettings(EncoderSettings):
     """What measures DINO-I."""
 
     model: str = "facebook/dinov2-base"
-    """Vision transformer of transformers with a class token: a name of the hub or a folder. `pretrained` is not used."""
+    """Vision transformer of transformers with a class token: a name of the hub or a folder. `pretrained` is unused."""
 
 
 def build(settings: DinoISettings, device: torch.device | str) -> Metric:

@@ -16,7 +16,7 @@ class DinoISegSettings(SegmentedSettings):
     """What measures DINO-I-Seg."""
 
     model: str = "facebook/dinov2-base"
-    """Vision transformer of transformers with a class token: a name of the hub or a folder. `pretrained` is not used."""
+    """Vision transformer of transformers with a class token: a name of the hub or a folder. `pretrained` is unused."""
 
 
 def build(settings: DinoISegSettings, device: torch.device | str) -> Metric:

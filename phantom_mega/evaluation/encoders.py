@@ -38,8 +38,8 @@ class EncoderSettings:
     pretrained: str = ""
     """For a name of open_clip: a published tag or a checkpoint file."""
     fit: str = "crop"
-    """How a picture becomes the model's square: `crop` resizes the shorter side and cuts out the centre, as CLIP and DINO
-    are published; `pad` keeps all of it on white; `squash` changes its aspect."""
+    """How a picture becomes the model's square: `crop` resizes the shorter side and cuts out the centre, as CLIP's
+    and DINO's authors do; `pad` keeps all of it on white; `squash` changes its aspect."""
     dtype: str = "float32"
     """Of the model's weights: float32, bfloat16 or float16."""
     batch: int = 32
@@ -197,7 +197,7 @@ def load_clip(settings: EncoderSettings, metric: str, device: torch.device | str
 
 
 def load_dino(settings: EncoderSettings, metric: str, device: torch.device | str) -> ImageEncoder:
-    """Class tokens of a DINO, DINOv2 or another vision transformer of transformers, as DINO's k-NN evaluation takes them.
+    """Class tokens of a DINO, DINOv2 or another vision transformer of transformers.
 
     The shorter side is resized as the model's image processor says (DINOv2: 256 pixels, of which 224 are cut out).
 

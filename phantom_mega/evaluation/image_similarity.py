@@ -25,20 +25,22 @@ def cosines(frames: np.ndarray, references: np.ndarray) -> np.ndarray:
     return frames @ references.T
 
 
-def mean_similarity(similarities: np.ndarray) -> tuple[float, dict[str, float]]:
+def mean_similarity(similarities: np.ndarray, numbers: Sequence[int] | None = None) -> tuple[float, dict[str, float]]:
     """Mean over frames and references, and of each reference; what was not found (NaN) counts as zero.
 
     Args:
         similarities: [F, R], with F and R at least 1.
+        numbers: of the references, in the case; 1 to R if not given.
 
     Returns:
         (mean, `reference_1`... and where something was not found `found_1`..., the share of frames that count).
     """
+    numbers = numbers or range(1, similarities.shape[1] + 1)
     each = np.nan_to_num(similarities, nan=0.0).mean(0)
     found = np.isfinite(similarities).mean(0)
-    detail = {f"reference_{number}": float(value) for number, value in enumerate(each, 1)}
+    detail = {f"reference_{number}": float(value) for number, value in zip(numbers, each, strict=True)}
     if found.min() < 1:
-        detail |= {f"found_{number}": float(share) for number, share in enumerate(found, 1)}
+        detail |= {f"found_{number}": float(share) for number, share in zip(numbers, found, strict=True)}
     return float(each.mean()), detail
 
 

@@ -1,9 +1,9 @@
 """ViCLIP-T: cosine of ViCLIP's features of the video and the prompt, times 100 (paper 4.2, tables 1 to 3).
 
-Frames are shown as the published demo of ViCLIP does (github.com/OpenGVLab/InternVideo, Data/InternVid/viclip): squashed
-to 224 x 224 by OpenCV's bilinear filter, ImageNet's normalization. VBench shows the same weights CLIP's: `fit` crop,
-`normalization` clip. The demo takes every (F // 8)-th frame from the first on; here eight are spread over all of the
-video, the first and the last among them.
+Frames are shown as the published demo of ViCLIP does (github.com/OpenGVLab/InternVideo, Data/InternVid/viclip):
+squashed to 224 x 224 by OpenCV's bilinear filter, ImageNet's normalization. VBench shows the same weights what CLIP is
+shown: `fit` crop, `normalization` clip. The demo takes every (F // 8)-th frame from the first on; here eight are spread
+over all of the video, the first and the last among them.
 """
 
 from __future__ import annotations
