@@ -168,19 +168,20 @@ def open_clip_model(settings: EncoderSettings, metric: str, device: torch.device
     options = f"{metric}.model", f"{metric}.pretrained"
     if not settings.model:
         raise UserError(f"{options[0]} is not set; give a name of open_clip or a folder ({CLIP_SOURCE})")
+    # open_clip only warns of it, and gives features that are a little wrong.
+    known = open_clip.get_model_config(settings.model)
+    tag = open_clip.get_pretrained_cfg(settings.model, settings.pretrained) if known and settings.pretrained else {}
+    if tag and bool(tag.get("quick_gelu")) != bool(known.get("quick_gelu")):
+        right = f"{settings.model}-quickgelu" if tag.get("quick_gelu") else settings.model.removesuffix("-quickgelu")
+        raise UserError(
+            f"{options[0]}={settings.model!r} has another activation than the weights {settings.pretrained!r} were "
+            f"trained with; use {right}"
+        )
     what = f"{options[0]} (with {options[1]}={settings.pretrained!r})"
     try:
         name, model = load_open_clip(settings.model, settings.pretrained or None, what, *options)
     except UserError as error:
         raise UserError(f"{error}; {CLIP_SOURCE}") from None
-    # open_clip only warns of it, and gives features that are a little wrong.
-    tag = open_clip.get_pretrained_cfg(name, settings.pretrained) if settings.pretrained else {}
-    known = open_clip.get_model_config(name) or {}
-    if tag and bool(tag.get("quick_gelu")) != bool(known.get("quick_gelu")):
-        right = f"{name}-quickgelu" if tag.get("quick_gelu") else name.removesuffix("-quickgelu")
-        raise UserError(
-            f"{options[0]}={name!r} has another activation than the weights {settings.pretrained!r}; use {right}"
-        )
     return name, model.to(device, DTYPES[settings.dtype]).eval().requires_grad_(False)
 
 

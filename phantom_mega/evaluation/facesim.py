@@ -1,10 +1,10 @@
 """FaceSim-Arc, FaceSim-Cur, FaceSim-glint: cosine of faces in frames and in references, by three recognisers.
 
-The paper (4.2, table 1, where the last is spelled "glink") cites ArcFace (arXiv 1801.07698) and CurricularFace (arXiv
-2004.00288), and says no more. As in OpenS2V-Eval (eval/get_facesim.py), a picture's face is the largest that SCRFD finds,
-aligned by five landmarks, and negative cosines count as zero. There, faces for CurricularFace are aligned at 224 pixels
-and scaled down; here all are aligned at 112. There, frames without a face are left out of the mean, which rewards videos
-that hide the face; here such frames count as zero.
+The paper (4.2, table 1, where the last is spelled "glink") cites ArcFace (arXiv 1801.07698) and CurricularFace
+(arXiv 2004.00288), and says no more. As in OpenS2V-Eval (eval/get_facesim.py), a picture's face is the largest that
+SCRFD finds, aligned by five landmarks, and negative cosines count as zero. There, faces for CurricularFace are aligned
+at 224 pixels and scaled down; here all are aligned at 112. There, frames without a face are left out of the mean, which
+rewards videos that hide the face; here such frames count as zero.
 
 F: frames that are looked at, R: references that count, D: width of a vector.
 """
