@@ -49,3 +49,18 @@ def mobilenet(**settings):
     model.load_state_dict(torch.load(extracted(MOBILENET, MOBILENET_FILE), weights_only=True))
     model.classifier = torch.nn.Identity()
     return ImageEncoder(model.eval(), 160, *IMAGENET, EncoderSettings(**settings), "cpu")
+
+
+def viclip_weights(clip, frames=8):
+    """Weights of a ViCLIP made of a CLIP of open_clip, as a checkpoint names them; positions in time are zero."""
+    weights = {"temp": torch.tensor(0.01)}
+    for name, value in clip.state_dict().items():
+        part = (
+            f"vision_encoder.{name.removeprefix('visual.')}" if name.startswith("visual.") else f"text_encoder.{name}"
+        )
+        if name not in ("logit_scale", "attn_mask"):
+            weights[part] = value.clone()
+    weights["vision_encoder.conv1.weight"] = weights["vision_encoder.conv1.weight"][:, :, None]
+    width = len(weights["vision_encoder.class_embedding"])
+    weights["vision_encoder.temporal_positional_embedding"] = torch.zeros(1, frames, width)
+    return weights
