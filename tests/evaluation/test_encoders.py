@@ -124,3 +124,11 @@ def test_a_model_that_is_no_vision_transformer_is_refused(tmp_path):
     ConvNextImageProcessor(size={"shortest_edge": 32}).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"dino_i\.model=.* is no vision transformer"):
         load_dino(EncoderSettings(str(tmp_path)), "dino_i", "cpu")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_moves_features_a_little(tiny_clip, tiny_dino, dtype):
+    images = [clip("bikes")[0], clip("carphone")[5]]
+    for load, model, weights in ((load_clip, *tiny_clip[:2]), (load_dino, tiny_dino[0], "")):
+        full, half = (load(EncoderSettings(str(model), str(weights), dtype=n), "m", "cpu") for n in ("float32", dtype))
+        assert 1 - 1e-2 < (full(images) * half(images)).sum(1).min() < 1 - 1e-9
