@@ -24,7 +24,7 @@ from phantom_mega.toyworld.scenes import CAMERAS, LIGHTS, MAX_ACTORS, MOTIONS, S
 from phantom_mega.toyworld.shapes import flips_visibly, turns_visibly
 from phantom_mega.toyworld.subjects import PARTS, SHAPES, TEXTURES, draw_subject, shows_accent
 
-STEPS = 1200
+STEPS = 700
 CLIPS = 14  # of a batch; a wide batch, of frames twice as wide, has half of them
 REFERENCES = 4
 WIDE_SHARE = 0.2
@@ -73,9 +73,9 @@ def train_judge(
         torch.manual_seed(seed)
         network = JudgeNetwork()
     network = network.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
-    half = _bfloat16_is_fast(torch.device(device))
+    half = bfloat16_is_fast(torch.device(device))
     with tqdm(total=steps, desc="train judge", unit="it", disable=not progress, dynamic_ncols=True) as bar:
         for step in range(steps):
             videos, truth = make_batch(seed, step, vae)
@@ -89,7 +89,7 @@ def train_judge(
             schedule.step()
             bar.update()
             if step % 20 == 0:
-                bar.set_postfix(loss=f"{float(loss):.3f}")
+                bar.set_postfix(loss=f"{loss.item():.3f}")
     return Judge(network.float().cpu())
 
 
@@ -101,8 +101,8 @@ def learning_rate(step: int, steps: int) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))
 
 
-def _bfloat16_is_fast(device: torch.device) -> bool:
-    """Elsewhere bfloat16 is emulated, and slower than float32."""
+def bfloat16_is_fast(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16; others emulate it, slower than float32."""
     return torch.cuda.is_bf16_supported(False) if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
 
 
