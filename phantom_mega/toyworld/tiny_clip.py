@@ -24,8 +24,8 @@ from tqdm import tqdm
 from phantom_mega.conditioning.vision import FrozenVisionTower
 from phantom_mega.hf.vision_tower import PhantomVisionTower
 from phantom_mega.toyworld.captions import phrase
-from phantom_mega.toyworld.judge_training import bfloat16_is_fast, learning_rate
 from phantom_mega.toyworld.samples import make_sample
+from phantom_mega.toyworld.spoiling import bfloat16_is_fast, learning_rate
 from phantom_mega.toyworld.subjects import HUES, PARTS, SHAPES, TEXTURES, Subject, colour_name, draw_subject
 
 MODEL_CONFIG = {

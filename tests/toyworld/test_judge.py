@@ -9,6 +9,7 @@ import torch
 from phantom_mega.errors import UserError
 from phantom_mega.toyworld import judge as judging
 from phantom_mega.toyworld import judge_training as training
+from phantom_mega.toyworld.identity_network import IdentityNetwork
 from phantom_mega.toyworld.judge import Judge, find_subjects
 from phantom_mega.toyworld.judge_accuracy import judge_accuracy, paste
 from phantom_mega.toyworld.judge_network import FRAMES, JudgeNetwork, cell_places
@@ -16,7 +17,7 @@ from phantom_mega.toyworld.latents import fit_vae
 from phantom_mega.toyworld.render import render, render_masks
 from phantom_mega.toyworld.samples import make_sample
 from phantom_mega.toyworld.scenes import MOTIONS
-from phantom_mega.toyworld.subjects import SHAPES
+from phantom_mega.toyworld.spoiling import blur
 from tests.toyworld.ideal import RED_STAR, two_actors
 
 
@@ -30,7 +31,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def trained():
-    return training.train_judge(seed=0, steps=60, progress=False)
+    return training.train_judge(seed=0, steps=40, progress=False)
 
 
 def vote_for(places, rows=16, columns=16):
@@ -83,9 +84,7 @@ def test_truth_tells_where_an_actor_is_seen():
             seen = grid[truth.cover[0, frame, number].numpy() > 0.5]
             # The body's centre is inside of what is seen, near its middle: parts reach out by a third of the body.
             assert np.linalg.norm(seen.mean(0) - centre[frame, number]) < 0.35 * 0.35
-    assert truth.kinds["shape"][0].tolist() == [SHAPES.index("star"), SHAPES.index("circle"), -1, -1]
-    assert truth.kinds["motion"][0, 0] == MOTIONS.index("jumps")
-    assert truth.numbers["body"][0, 0, 0].mul(255).round().tolist() == list(RED_STAR.body)
+    assert truth.motion[0].tolist() == [MOTIONS.index("jumps"), MOTIONS.index("moves right"), -1, -1]
     assert truth.cover[0, :, 2:].max() == 0 and truth.numbers["size"][0, :, 2:].isnan().all()
 
 
@@ -94,9 +93,8 @@ def test_what_cannot_be_seen_is_not_taught():
     disk = replace(RED_STAR, shape="circle", part="none", texture="plain")
     scene = replace(scene, actors=(replace(scene.actors[0], subject=disk),))
     truth = training.make_truth([(scene, render_masks(scene, FRAMES), (0.0, 0.0, 1.0))], 1.0)
-    for name in ("accent", "angle", "flip"):
-        assert truth.numbers[name].isnan().all(), name
-    assert truth.numbers["body"][0, :, 0].isfinite().all()
+    assert truth.numbers["angle"].isnan().all()
+    assert truth.numbers["size"][0, :, 0].isfinite().all()
 
 
 def test_a_crop_moves_and_scales_what_it_shows():
@@ -114,37 +112,39 @@ def test_batches_are_functions_of_seed_and_step():
     assert first[0].shape != other[0].shape or not torch.equal(first[0], other[0])
 
 
-def test_a_vae_blurs_a_third_of_the_clips():
+def test_a_vae_blurs_some_of_the_clips_and_no_reference_image():
     vae = fit_vae(8, videos=4)
-    sharp, blurred = training.make_batch(3, 5)[0], training.make_batch(3, 5, vae)[0]
-    changed = (sharp != blurred).flatten(1).any(1).float().mean()
-    assert 0.05 < changed < 0.7
+    changed = []
+    for step in range(4):
+        sharp, blurred = training.make_batch(3, step)[0], training.make_batch(3, step, vae)[0]
+        changed += (sharp != blurred).flatten(1).any(1)[: training.CLIPS].tolist()
+        assert torch.equal(sharp[training.CLIPS :], blurred[training.CLIPS :])
+    assert 0.1 < np.mean(changed) < 0.7
 
 
 def test_blur_keeps_what_is_even_and_spreads_what_is_not():
     flat = torch.full((FRAMES, 3, 16, 16), 7.0)
-    assert torch.allclose(training.blur(flat, 0.8), flat)
+    assert torch.allclose(blur(flat, 0.8), flat)
     point = torch.zeros(FRAMES, 3, 16, 16)
     point[..., 8, 8] = 1
-    spread = training.blur(point, 0.8)
+    spread = blur(point, 0.8)
     assert torch.allclose(spread.sum((2, 3)), torch.ones(FRAMES, 3), atol=1e-5) and spread.max() < 0.4
 
 
-def test_the_loss_falls_to_where_heads_know_the_truth():
-    """A network that overfits one batch must reach a far lower loss, in every term."""
+def test_the_loss_of_one_batch_falls_and_reaches_every_weight():
     videos, truth = training.make_batch(0, 1)
     videos = videos / 127.5 - 1
     torch.manual_seed(0)
     network = JudgeNetwork()
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
     losses = []
-    for _ in range(12):
+    for _ in range(8):
         loss = training.judge_loss(network, videos, truth)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.75 * losses[0]
+    assert losses[-1] < 0.85 * losses[0]
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in network.parameters())
 
 
@@ -152,6 +152,7 @@ def test_a_short_training_beats_chance_and_reads_any_video(trained):
     report = judge_accuracy(trained, n=40, seed=1)
     assert report["sharp"]["background"]["low"] > 1 / 6
     assert report["sharp"]["count"]["low"] > 1 / 5
+    assert report["sharp"]["shape"]["low"] > 1 / 8
     assert report["sharp"]["body_error"] < 110  # two colours by chance: 190
     assert set(report) == {"sharp", "blurred", "reference", "copying"}
     video = render(make_sample(1, 3).scene)
@@ -178,12 +179,12 @@ def test_a_judge_is_saved_whole_and_loaded_alike(trained, tmp_path):
 
 
 def test_what_is_no_judge_or_no_video_is_told_in_one_line(tmp_path):
-    with pytest.raises(UserError, match="make_toy_models.py"):
+    with pytest.raises(UserError, match="make_toy_models"):
         Judge.load(tmp_path / "none.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match="no judge"):
         Judge.load(tmp_path / "bad.safetensors")
-    judge = Judge(JudgeNetwork())
+    judge = Judge(JudgeNetwork(), IdentityNetwork())
     for bad in (np.zeros((32, 32, 3), np.uint8), np.zeros((5, 32, 32, 3)), np.zeros((0, 32, 32, 3), np.uint8)):
         with pytest.raises(UserError, match="video 0 is"):
             judge.read([bad])

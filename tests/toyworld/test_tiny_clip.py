@@ -15,13 +15,13 @@ from phantom_mega.toyworld.subjects import held_out
 def clip():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield tiny_clip.train_tiny_clip(seed=0, steps=40, pool=192, progress=False)
+    yield tiny_clip.train_tiny_clip(seed=0, steps=60, pool=160, progress=False)
     torch.set_num_threads(before)
 
 
 def test_a_short_training_knows_colours_of_subjects_it_never_saw(clip):
     accuracy = tiny_clip.zero_shot_accuracy(clip, count=80)
-    assert accuracy["colour"] > 0.25  # chance is 0.1
+    assert accuracy["colour"] > 0.2  # chance is 0.1
     assert set(accuracy) == {"colour", "shape", "texture", "part"}
 
 
@@ -32,13 +32,14 @@ def test_training_shows_no_subject_that_is_held_out():
 
 def test_every_patch_token_is_trained(clip):
     """Pooling is their mean: a tower that pools a class token would leave the last patch tokens without gradient."""
-    model = tiny_clip.train_tiny_clip(seed=0, steps=1, pool=8, progress=False).model
-    pixels = torch.randn(2, 3, 32, 32)
     tokens = []
-    hook = model.visual.ln_post.register_forward_hook(
-        lambda module, args, out: (tokens.append(out.requires_grad_(True)), out.retain_grad())
-    )
-    model.encode_image(pixels).sum().backward()
+
+    def keep(module, args, out):
+        tokens.append(out.detach().requires_grad_(True))
+        return tokens[0]
+
+    hook = clip.model.visual.ln_post.register_forward_hook(keep)
+    clip.model.encode_image(torch.randn(2, 3, 32, 32)).sum().backward()
     hook.remove()
     by_token = tokens[0].grad.abs().sum((0, 2))
     assert by_token.shape == (17,) and by_token[0] == 0 and (by_token[1:] > 0).all()
@@ -54,9 +55,9 @@ def test_the_folder_is_a_vision_tower_with_the_same_patch_tokens(clip, tmp_path)
 
 def test_trained_text_and_images_of_one_subject_lie_nearer_than_of_two(clip):
     images, subjects = tiny_clip.reference_pool(60, 0, "train")
-    scores = clip.embed_images(images) @ clip.embed_texts(
-        [tiny_clip.phrase(subject, "distinct") for subject in subjects]
-    ).T
+    scores = (
+        clip.embed_images(images) @ clip.embed_texts([tiny_clip.phrase(subject, "distinct") for subject in subjects]).T
+    )
     assert scores.diagonal().mean() > scores.mean() + 0.1
 
 
