@@ -1,7 +1,8 @@
 """A judge reads videos of the toy world, also blurred and broken ones: who is where, what is done, under which light.
 
 Cells of the picture vote for the place of the subject that covers them (after Panoptic-DeepLab, Cheng et al. 2020,
-with one vote for all frames of a video): where votes meet, there is a subject, and its track with it.
+with one vote for all frames of a video): where votes meet, there is a subject, and its track with it. Who it is, is
+read from crops that the track turns upright.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy.ndimage import gaussian_filter, maximum_filter
+from torch import nn
 
 from phantom_mega.errors import UserError
 from phantom_mega.files import whole_file
+from phantom_mega.toyworld.identity_network import IdentityNetwork, cut_upright
 from phantom_mega.toyworld.judge_network import FRAMES, STRIDE, JudgeNetwork, cell_places
 from phantom_mega.toyworld.reading import Reading, SubjectReading, Track
 
 HEIGHT = 32  # lines of a frame that the network sees
 BATCH_VIDEOS = 32
+LEAST_SIZE = 0.05  # of a body, in frame heights
 LEAST_COVER = 0.5  # probability from which on a cell belongs to a subject
 LEAST_CELLS = 2.0  # cells that a subject covers, on average over the frames
 VOTE_STEP = 1 / 32  # of the grid that votes are counted on, in frame heights
@@ -34,11 +38,13 @@ class Judge:
     """Reads videos.
 
     Args:
-        network: trained by `judge_training.train_judge`.
+        network: finds subjects and reads scenes, trained by `judge_training`.
+        identity: reads whom crops show, trained by `identity_training`.
     """
 
-    def __init__(self, network: JudgeNetwork):
+    def __init__(self, network: JudgeNetwork, identity: IdentityNetwork):
         self.network = network.eval().requires_grad_(False)
+        self.identity = identity.eval().requires_grad_(False)
 
     @classmethod
     def load(cls, path: Path | str) -> Judge:
@@ -47,20 +53,24 @@ class Judge:
         Raises:
             UserError: there is no such file, or it holds something else.
         """
-        network = JudgeNetwork()
+        judge = cls(JudgeNetwork(), IdentityNetwork())
         try:
-            network.load_state_dict(load_file(path))
+            judge._both.load_state_dict(load_file(path))
         except FileNotFoundError:
             raise UserError(f"{path} is not there; tools/make_toy_models.py makes a judge") from None
         except (SafetensorError, RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{path} is no judge of this version ({reason}); make one anew") from None
-        return cls(network)
+        return judge
 
     def save(self, path: Path | str) -> None:
         """Write one safetensors file, whole or not at all."""
         with whole_file(Path(path)) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}, temporary)
+            save_file({name: tensor.contiguous() for name, tensor in self._both.state_dict().items()}, temporary)
+
+    @property
+    def _both(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"network": self.network, "identity": self.identity})
 
     @property
     def device(self) -> torch.device:
@@ -94,43 +104,61 @@ class Judge:
     @torch.no_grad()
     def _read_batch(self, videos: torch.Tensor) -> list[Reading]:
         """Of [B, K, 3, H, W] in [-1, 1]."""
-        cells, whole = self.network.features(videos.to(self.device))
+        videos = videos.to(self.device)
+        cells, whole = self.network.features(videos)
         told = self.network.cells(cells)
         covered = told["covered"][:, :, 0].sigmoid()
-        scenes = {name: logits.softmax(-1).cpu().numpy() for name, logits in self.network.scene(whole).items()}
+        scenes = {name: logits.softmax(-1) for name, logits in self.network.scene(whole).items()}
         votes = told["anchor"].movedim(2, -1) + cell_places(*covered.shape[2:], self.device)
         readings = []
-        for number in range(len(videos)):
+        for number, video in enumerate(videos):
             masks = find_subjects(covered[number].cpu().numpy(), votes[number].cpu().numpy())
-            subjects = self._subjects(cells[number], covered[number], masks) if len(masks) else ()
-            readings.append(Reading(subjects, *(scenes[name][number] for name in ("background", "light", "camera"))))
+            found = self._subjects(video, cells[number], covered[number], masks, scenes["light"][number])
+            told_scene = (scenes[name][number].cpu().numpy() for name in ("background", "light", "camera"))
+            readings.append(Reading(found, *told_scene))
         return readings
 
-    def _subjects(self, cells: torch.Tensor, covered: torch.Tensor, masks: np.ndarray) -> tuple[SubjectReading, ...]:
+    def _subjects(
+        self, video: torch.Tensor, cells: torch.Tensor, covered: torch.Tensor, masks: np.ndarray, light: torch.Tensor
+    ) -> tuple[SubjectReading, ...]:
         """The subjects in masks bool [A, K, h, w], from the left to the right."""
+        if not len(masks):
+            return ()
         cover = covered[:, None] * torch.from_numpy(masks.swapaxes(0, 1).copy()).to(covered)
         pooled, area, middle = self.network.pool(cells[None], cover[None])
-        told = {name: value[0].cpu() for name, value in self.network.subjects(pooled).items()}
+        told = {name: value[0] for name, value in self.network.subjects(pooled).items()}
         motion = self.network.motion(pooled, area, middle)[0].softmax(-1).cpu().numpy()
-        area, centre = area[0].cpu(), middle[0].cpu() + told["centre"]
-        rows, columns = masks.shape[2:]
+        area, centre, size = area[0], middle[0] + told["centre"], told["size"][..., 0].clamp(min=LEAST_SIZE)
+        angle = torch.atan2(*told["angle"].unbind(-1))
+        crops = cut_upright(
+            video.repeat_interleave(len(masks), 0), centre.flatten(0, 1), size.flatten(), angle.flatten()
+        )
+        seen = self.identity(crops, light.expand(len(crops), -1))
+        looks = {name: value.unflatten(0, area.shape).cpu() for name, value in seen.items()}
+        angle = angle.cpu() + torch.atan2(*looks["turn"].unbind(-1))
         found = []
         for number, mask in enumerate(masks):
             # Frames where more is seen say more.
-            weight = area[:, number] / area[:, number].sum()
-            mean = {name: (value[:, number] * weight[:, None]).sum(0) for name, value in told.items()}
-            seen = mask.any((1, 2))
-            places = centre[:, number].numpy() / (columns / rows, 1) + 0.5
-            angle = np.degrees(np.arctan2(*told["angle"][:, number].numpy().T))
-            track = Track(
-                np.where(seen[:, None], places, np.nan), np.where(seen, told["size"][:, number, 0].numpy(), np.nan),
-                np.where(seen, angle, np.nan), seen,
-            )  # fmt: skip
+            weight = (area[:, number] / area[:, number].sum()).cpu()
+            mean = {name: (value[:, number] * weight[:, None]).sum(0) for name, value in looks.items()}
+            track = _track(
+                mask, centre[:, number].cpu().numpy(), size[:, number].cpu().numpy(), angle[:, number].numpy()
+            )
             kinds = (mean[name].softmax(-1).numpy() for name in ("shape", "texture", "part"))
             colours = (tuple((255 * mean[name]).clamp(0, 255).tolist()) for name in ("body", "accent"))
             flip = float(mean["flip"].sigmoid())
             found.append(SubjectReading(*kinds, *colours, motion[number], flip, track, mask))
         return tuple(sorted(found, key=lambda subject: float(np.nanmean(subject.track.centre[:, 0]))))
+
+
+def _track(mask: np.ndarray, centre: np.ndarray, size: np.ndarray, angle: np.ndarray) -> Track:
+    """Of what is read in each frame: centre from the frame's middle in frame heights, angle in radians."""
+    seen, (rows, columns) = mask.any((1, 2)), mask.shape[1:]
+    degrees = (np.degrees(angle) + 180) % 360 - 180
+    return Track(
+        np.where(seen[:, None], centre / (columns / rows, 1) + 0.5, np.nan), np.where(seen, size, np.nan),
+        np.where(seen, degrees, np.nan), seen,
+    )  # fmt: skip
 
 
 def find_subjects(covered: np.ndarray, votes: np.ndarray) -> np.ndarray:

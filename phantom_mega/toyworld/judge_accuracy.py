@@ -11,7 +11,6 @@ from phantom_mega.conditioning.linear_vae import LinearVideoVAE
 from phantom_mega.curation.report.precision import wilson
 from phantom_mega.images import image_tensor, pad_white
 from phantom_mega.toyworld.judge import Judge
-from phantom_mega.toyworld.judge_training import blur
 from phantom_mega.toyworld.latents import round_trip
 from phantom_mega.toyworld.reading import Reading
 from phantom_mega.toyworld.render import render
@@ -28,6 +27,7 @@ from phantom_mega.toyworld.scores import (
     turn_between,
 )
 from phantom_mega.toyworld.shapes import turns_visibly
+from phantom_mega.toyworld.spoiling import blur
 from phantom_mega.toyworld.subjects import Subject, colour_name, draw_subject, shows_accent
 
 IDENTITIES = 50  # that the right one is looked for among

@@ -1,4 +1,4 @@
-"""The judge's network: a small U-Net over frames that also looks along time, and heads for subjects and for scenes.
+"""The judge's first network: a U-Net over frames that also looks along time, and heads for subjects and for scenes.
 
 Axes: B videos, K frames, C channels, H W pixels, h w cells of 2x2 pixels, A subjects.
 """
@@ -11,16 +11,12 @@ from torch import nn
 
 from phantom_mega.toyworld.backgrounds import BACKGROUNDS
 from phantom_mega.toyworld.scenes import CAMERAS, LIGHTS, MOTIONS
-from phantom_mega.toyworld.subjects import PARTS, SHAPES, TEXTURES
 
 FRAMES = 5  # K
 CELL = 2  # pixels along a side of a cell
 STRIDE = 8  # height and width must be multiples of this
 # What is told of a subject in one frame, and how many numbers each takes.
-SUBJECT_OUTPUTS = {
-    "shape": len(SHAPES), "texture": len(TEXTURES), "part": len(PARTS), "body": 3, "accent": 3, "angle": 2, "flip": 1,
-    "size": 1, "centre": 2,
-}  # fmt: skip
+SUBJECT_OUTPUTS = {"angle": 2, "size": 1, "centre": 2}
 SCENE_OUTPUTS = {"background": len(BACKGROUNDS), "light": len(LIGHTS), "camera": len(CAMERAS)}
 # What every cell tells: whether a subject covers it, and the way (x, y) to where that subject is on average.
 CELL_OUTPUTS = {"covered": 1, "anchor": 2}
@@ -68,7 +64,7 @@ class JudgeNetwork(nn.Module):
     def __init__(self):
         super().__init__()
         first, middle, last = _WIDTHS
-        self.stem = nn.Sequential(_convolution(3 * CELL**2, first), _Residual(first))
+        self.stem = nn.Sequential(_convolution(9 * CELL**2, first), _Residual(first))
         self.down = nn.Sequential(_convolution(first, middle, stride=2), _Residual(middle), _AlongTime(middle))
         self.bottom = nn.Sequential(_convolution(middle, last, stride=2), _AlongTime(last), _Residual(last))
         self.context = nn.Linear(last, last)
@@ -76,7 +72,7 @@ class JudgeNetwork(nn.Module):
         self.top = nn.Sequential(_convolution(first + middle, middle), _Residual(middle))
         self.cell_head = nn.Conv2d(middle, sum(CELL_OUTPUTS.values()), 1)
         self.subject_head = nn.Sequential(
-            nn.Linear(middle, 256), nn.ReLU(), nn.Linear(256, sum(SUBJECT_OUTPUTS.values()))
+            nn.Linear(middle, 128), nn.ReLU(), nn.Linear(128, sum(SUBJECT_OUTPUTS.values()))
         )
         self.motion_frame = nn.Linear(middle + 3, 48)
         self.motion_head = nn.Sequential(
@@ -89,7 +85,10 @@ class JudgeNetwork(nn.Module):
 
     def features(self, videos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(of cells [B, K, C, h, w], of whole frames [B, K, C'])."""
-        frames = F.pixel_unshuffle(videos.flatten(0, 1), CELL)
+        # A camera that pans moves the background by a pixel a frame: neighbours in time are seen together.
+        near = torch.cat([torch.cat([videos[:, :1], videos[:, :-1]], 1), videos,
+                          torch.cat([videos[:, 1:], videos[:, -1:]], 1)], 2)  # fmt: skip
+        frames = F.pixel_unshuffle(near.flatten(0, 1), CELL)
         fine = self.stem(frames.contiguous(memory_format=torch.channels_last))
         half = self.down(fine)
         coarse = self.bottom(half)
@@ -123,7 +122,7 @@ class JudgeNetwork(nn.Module):
         return torch.einsum("bkchw,bkahw->bkac", cells.float(), shares), area, middle
 
     def subjects(self, pooled: torch.Tensor) -> dict[str, torch.Tensor]:
-        """`SUBJECT_OUTPUTS` of pooled features [..., C]: logits, colours from 0 to 1, centre from the cover's mean."""
+        """`SUBJECT_OUTPUTS` of pooled features [..., C]: (sine, cosine) of the angle, size, centre from the middle."""
         out = self.subject_head(pooled).float()
         return dict(zip(SUBJECT_OUTPUTS, out.split(list(SUBJECT_OUTPUTS.values()), -1)))
 

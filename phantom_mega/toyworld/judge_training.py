@@ -5,7 +5,6 @@ Axes: B videos, K frames, A subjects (padded to `MAX_ACTORS`), H W pixels, h w c
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,16 +14,18 @@ from tqdm import tqdm
 
 from phantom_mega.conditioning.linear_vae import LinearVideoVAE
 from phantom_mega.toyworld.backgrounds import BACKGROUNDS
+from phantom_mega.toyworld.identity_training import train_identity
 from phantom_mega.toyworld.judge import HEIGHT, Judge
-from phantom_mega.toyworld.judge_network import CELL, FRAMES, JudgeNetwork, cell_places
+from phantom_mega.toyworld.judge_network import CELL, FRAMES, SUBJECT_OUTPUTS, JudgeNetwork, cell_places
 from phantom_mega.toyworld.latents import round_trip
 from phantom_mega.toyworld.render import render, render_masks
 from phantom_mega.toyworld.samples import SPLITS, ToyReference, make_sample
 from phantom_mega.toyworld.scenes import CAMERAS, LIGHTS, MAX_ACTORS, MOTIONS, Scene, draw_scene, pose, seen_pose
-from phantom_mega.toyworld.shapes import flips_visibly, turns_visibly
-from phantom_mega.toyworld.subjects import PARTS, SHAPES, TEXTURES, draw_subject, shows_accent
+from phantom_mega.toyworld.shapes import turns_visibly
+from phantom_mega.toyworld.spoiling import bfloat16_is_fast, learning_rate, spoil
+from phantom_mega.toyworld.subjects import draw_subject
 
-STEPS = 1200
+STEPS = 700
 CLIPS = 14  # of a batch; a wide batch, of frames twice as wide, has half of them
 REFERENCES = 4
 WIDE_SHARE = 0.2
@@ -33,9 +34,8 @@ ACTORS = (0, 1, 2, 3, 4)
 ACTOR_WEIGHTS = (0.02, 0.38, 0.36, 0.12, 0.12)
 SIZES = (0.8, 1.25)  # times the size that samples have
 LEARNING_RATE = 3e-3
-WARM_UP = 60
 # Weights of the losses; the rest weighs 1.
-WEIGHTS = {"covered": 3.0, "anchor": 6.0, "body": 4.0, "accent": 4.0, "size": 4.0, "centre": 4.0, "shape": 1.5}
+WEIGHTS = {"covered": 3.0, "anchor": 6.0, "angle": 2.0, "size": 6.0, "centre": 6.0, "camera": 2.0}
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Truth:
 
     Attributes:
         cover: float [B, K, A, h, w], the share of every cell that a subject covers.
-        kinds: name -> long [B, A] of `shape`, `texture`, `part`, `motion`; -1 where it cannot be told.
-        numbers: name -> float [B, K, A, n] of `body`, `accent`, `angle`, `flip`, `size`, `centre`; nan where it cannot
-            be told. `centre` is a place from the frame's middle in frame heights.
+        motion: long [B, A]; -1 where it cannot be told.
+        numbers: name -> float [B, K, A, n] of `angle` (sine, cosine), `size`, `centre`; nan where it cannot be told.
+            `centre` is a place from the frame's middle in frame heights.
         scene: name -> long [B] of `background`, `light`, `camera`; -1 where it cannot be told.
     """
 
     cover: torch.Tensor
-    kinds: dict[str, torch.Tensor]
+    motion: torch.Tensor
     numbers: dict[str, torch.Tensor]
     scene: dict[str, torch.Tensor]
 
@@ -64,18 +64,28 @@ def train_judge(
 
     Args:
         seed: of weights and data.
-        steps: each sees `CLIPS` clips and `REFERENCES` reference images.
+        steps: of each of its two networks; one sees `CLIPS` clips and `REFERENCES` reference images, the other about
+            150 crops.
         device: where to train.
         progress: show a bar on stderr.
-        vae: a third of the clips go through it, so that its blur is read as well as sharp renders.
+        vae: some of the clips go through it, so that its blur is read as well as sharp renders.
     """
+    return Judge(
+        train_scene_network(seed, steps, device, progress, vae), train_identity(seed, steps, device, progress, vae)
+    )
+
+
+def train_scene_network(
+    seed: int, steps: int, device: torch.device | str = "cpu", progress: bool = True, vae: LinearVideoVAE | None = None
+) -> JudgeNetwork:
+    """Train the first of the two networks; the arguments are those of `train_judge`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = JudgeNetwork()
     network = network.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
-    half = _bfloat16_is_fast(torch.device(device))
+    half = bfloat16_is_fast(torch.device(device))
     with tqdm(total=steps, desc="train judge", unit="it", disable=not progress, dynamic_ncols=True) as bar:
         for step in range(steps):
             videos, truth = make_batch(seed, step, vae)
@@ -89,27 +99,14 @@ def train_judge(
             schedule.step()
             bar.update()
             if step % 20 == 0:
-                bar.set_postfix(loss=f"{float(loss):.3f}")
-    return Judge(network.float().cpu())
-
-
-def learning_rate(step: int, steps: int) -> float:
-    """Share of the peak: linear warm-up, then half a cosine down to nothing."""
-    warm_up = min(WARM_UP, steps // 5)
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))
-
-
-def _bfloat16_is_fast(device: torch.device) -> bool:
-    """Elsewhere bfloat16 is emulated, and slower than float32."""
-    return torch.cuda.is_bf16_supported(False) if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+                bar.set_postfix(loss=f"{loss.item():.3f}")
+    return network.float().cpu()
 
 
 def _to(truth: Truth, device: torch.device | str) -> Truth:
-    groups = ({name: value.to(device) for name, value in group.items()}
-              for group in (truth.kinds, truth.numbers, truth.scene))  # fmt: skip
-    return Truth(truth.cover.to(device), *groups)
+    numbers, scene = ({name: value.to(device) for name, value in group.items()}
+                      for group in (truth.numbers, truth.scene))  # fmt: skip
+    return Truth(truth.cover.to(device), truth.motion.to(device), numbers, scene)
 
 
 def make_batch(seed: int, step: int, vae: LinearVideoVAE | None = None) -> tuple[torch.Tensor, Truth]:
@@ -174,9 +171,9 @@ def make_truth(shown: list[tuple[Scene, np.ndarray, tuple[float, float, float]]]
     """
     B, (height, width) = len(shown), shown[0][1].shape[2:]
     cover = np.zeros((B, FRAMES, MAX_ACTORS, height // CELL, width // CELL), np.float32)
-    kinds = {name: np.full((B, MAX_ACTORS), -1) for name in ("shape", "texture", "part", "motion")}
-    sizes = {"body": 3, "accent": 3, "angle": 2, "flip": 1, "size": 1, "centre": 2}
-    numbers = {name: np.full((B, FRAMES, MAX_ACTORS, size), np.nan, np.float32) for name, size in sizes.items()}
+    motion = np.full((B, MAX_ACTORS), -1)
+    numbers = {name: np.full((B, FRAMES, MAX_ACTORS, size), np.nan, np.float32)
+               for name, size in SUBJECT_OUTPUTS.items()}  # fmt: skip
     scenes = {name: np.full(B, -1) for name in ("background", "light", "camera")}
     for row, (scene, masks, crop) in enumerate(shown):
         cells = masks.reshape(*masks.shape[:2], height // CELL, CELL, width // CELL, CELL).mean((3, 5))
@@ -185,38 +182,29 @@ def make_truth(shown: list[tuple[Scene, np.ndarray, tuple[float, float, float]]]
         scenes["light"][row] = list(LIGHTS).index(scene.light)
         scenes["camera"][row] = CAMERAS.index(scene.camera)
         for place, actor in enumerate(scene.actors):
-            whole = {"shape": SHAPES, "texture": TEXTURES, "part": PARTS}
-            for name, known in whole.items():
-                kinds[name][row, place] = known.index(getattr(actor.subject, name))
-            kinds["motion"][row, place] = MOTIONS.index(actor.motion)
+            motion[row, place] = MOTIONS.index(actor.motion)
             for name, value in _actor_numbers(scene, place, crop, aspect).items():
                 numbers[name][row, :, place] = value
-    to_tensor = torch.from_numpy
     return Truth(
-        to_tensor(cover), {name: to_tensor(value) for name, value in kinds.items()},
-        {name: to_tensor(value) for name, value in numbers.items()},
-        {name: to_tensor(value) for name, value in scenes.items()},
+        torch.from_numpy(cover), torch.from_numpy(motion),
+        {name: torch.from_numpy(value) for name, value in numbers.items()},
+        {name: torch.from_numpy(value) for name, value in scenes.items()},
     )  # fmt: skip
 
 
 def _actor_numbers(scene: Scene, place: int, crop: tuple[float, float, float], aspect: float) -> dict[str, np.ndarray]:
     """`Truth.numbers` of one actor, [K, n] or [n] each."""
     actor = scene.actors[place]
-    subject, unknown = actor.subject, np.nan
-    still = scene.camera == "static" and actor.motion == "stands still"
-    frames = 1 if still else FRAMES
+    # A reference's scene stands still; what is read of it is one frame.
+    frames = 1 if scene.camera == "static" and actor.motion == "stands still" else FRAMES
     centre, size = seen_pose(scene, place, frames, aspect)
     angle = pose(actor, np.linspace(0, 1, frames), aspect).angle
-    turns = turns_visibly(subject.shape, subject.part, subject.texture)
+    turns = turns_visibly(actor.subject.shape, actor.subject.part, actor.subject.texture)
     return {
-        "body": np.array(subject.body) / 255,
-        "accent": np.array(subject.accent) / 255 if shows_accent(subject) else np.full(3, unknown),
-        "angle": np.stack([np.sin(angle), np.cos(angle)], -1) if turns else np.full(2, unknown),
-        "flip": np.array([float(actor.flip)]) if flips_visibly(subject.shape, subject.part, subject.texture) else
-        np.array([unknown]),
+        "angle": np.stack([np.sin(angle), np.cos(angle)], -1) if turns else np.full(2, np.nan),
         "size": size[:, None] / crop[2],
         "centre": (centre - crop[:2]) / crop[2],
-    }  # fmt: skip
+    }
 
 
 def judge_loss(network: JudgeNetwork, videos: torch.Tensor, truth: Truth) -> torch.Tensor:
@@ -227,19 +215,12 @@ def judge_loss(network: JudgeNetwork, videos: torch.Tensor, truth: Truth) -> tor
     losses = {name: F.cross_entropy(logits, truth.scene[name], ignore_index=-1)
               for name, logits in network.scene(whole).items()}  # fmt: skip
     losses |= _cell_losses(network.cells(cells), truth, seen, middle)
-    motion, target = network.motion(pooled, area, middle), truth.kinds["motion"]
-    losses["motion"] = F.cross_entropy(motion.flatten(0, 1), target.flatten(), ignore_index=-1)
+    motion = network.motion(pooled, area, middle)
+    losses["motion"] = F.cross_entropy(motion.flatten(0, 1), truth.motion.flatten(), ignore_index=-1)
     for name, value in network.subjects(pooled).items():
-        if name in truth.kinds:
-            target = torch.where(seen, truth.kinds[name][:, None], -1)
-            losses[name] = F.cross_entropy(value[seen], target[seen], ignore_index=-1)
-            continue
         target = truth.numbers[name] - (middle if name == "centre" else 0)
         known = seen[..., None] & target.isfinite()
-        if name == "flip":
-            losses[name] = F.binary_cross_entropy_with_logits(value[known], target[known])
-        else:
-            losses[name] = F.l1_loss(value[known], target[known])
+        losses[name] = F.l1_loss(value[known], target[known])
     return sum(WEIGHTS.get(name, 1.0) * loss for name, loss in losses.items())
 
 
@@ -257,36 +238,3 @@ def _cell_losses(
     inside = cover >= 0.5
     loss["anchor"] = F.l1_loss(told_anchor[inside], target[inside])
     return loss
-
-
-def spoil(videos: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Blur, noise and shifts of colour as generated videos have them; half of the videos stay nearly as they are.
-
-    Args:
-        videos: float [B, K, 3, H, W] in [0, 255].
-        rng: is advanced.
-
-    Returns:
-        float [B, K, 3, H, W] in [-1, 1].
-    """
-    out = videos / 127.5 - 1
-    noise = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    for row in range(len(out)):
-        video = out[row]
-        if rng.random() < 0.5:
-            video = blur(video, rng.uniform(0.3, 1.1))
-            video = video * rng.uniform(0.9, 1.08) + rng.uniform(-0.06, 0.06)
-            video = video + torch.from_numpy(rng.uniform(-0.04, 0.04, (3, 1, 1))).float()
-        amount = rng.uniform(0, 0.12) if rng.random() < 0.5 else rng.uniform(0, 0.02)
-        out[row] = (video + amount * torch.randn(video.shape, generator=noise)).clamp(-1, 1)
-    return out
-
-
-def blur(frames: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian blur of float [K, 3, H, W], `sigma` in pixels."""
-    radius = math.ceil(3 * sigma)
-    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma).square())
-    weights = (weights / weights.sum()).to(frames)
-    padded = F.pad(frames.flatten(0, 1)[:, None], (radius,) * 4, mode="replicate")
-    across = F.conv2d(padded, weights.view(1, 1, 1, -1))
-    return F.conv2d(across, weights.view(1, 1, -1, 1))[:, 0].unflatten(0, frames.shape[:2])

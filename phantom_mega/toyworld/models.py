@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,12 +105,15 @@ def _made(folder: Path, wanted: dict) -> dict | None:
 
 
 def _make(folder: Path, wanted: dict, make: Callable[[Path], dict]) -> dict:
-    """Make a model in a hidden folder; it takes its name when all is measured."""
+    """Make a model in a hidden folder; it takes its name when all is measured, and goes if anything fails."""
     try:
         temporary = hidden_folder(folder)
-        measured = make(temporary)
-        (temporary / MADE).write_text(json.dumps({"settings": wanted, "measured": measured}, indent=2) + "\n")
-        publish_folder(temporary, folder)
+        try:
+            measured = make(temporary)
+            (temporary / MADE).write_text(json.dumps({"settings": wanted, "measured": measured}, indent=2) + "\n")
+            publish_folder(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error}") from None
     return measured

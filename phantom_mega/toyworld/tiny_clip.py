@@ -7,6 +7,7 @@ n: images, c: patch tokens of an image, d: width of the features.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from tqdm import tqdm
 from phantom_mega.conditioning.vision import FrozenVisionTower
 from phantom_mega.hf.vision_tower import PhantomVisionTower
 from phantom_mega.toyworld.captions import phrase
-from phantom_mega.toyworld.judge_training import learning_rate
 from phantom_mega.toyworld.samples import make_sample
+from phantom_mega.toyworld.spoiling import bfloat16_is_fast, learning_rate
 from phantom_mega.toyworld.subjects import HUES, PARTS, SHAPES, TEXTURES, Subject, colour_name, draw_subject
 
 MODEL_CONFIG = {
@@ -36,8 +37,8 @@ MODEL_CONFIG = {
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2},
 }  # fmt: skip
 PREPROCESS_CONFIG = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
-STEPS = 1000
-BATCH = 192
+STEPS = 800
+BATCH = 128
 POOL = 4000  # reference images that are trained on
 LEARNING_RATE = 2e-3
 PLAIN_SHARE = 0.2  # of captions that name colour and shape only
@@ -96,6 +97,7 @@ class TinyClip:
         return self.model.encode_text(tokenizer()(list(texts)), normalize=True)
 
 
+@functools.cache
 def tokenizer() -> open_clip.SimpleTokenizer:
     """open_clip's own, of the tiny model's context length."""
     return open_clip.SimpleTokenizer(context_length=MODEL_CONFIG["text_cfg"]["context_length"])
@@ -133,7 +135,7 @@ def train_tiny_clip(seed: int = 0, steps: int = STEPS, pool: int = POOL, progres
     decayed = [weight for weight in model.parameters() if weight.ndim >= 2]
     others = [weight for weight in model.parameters() if weight.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, LEARNING_RATE, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, LEARNING_RATE, betas=(0.9, 0.98), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
     rng, loss_of = np.random.default_rng(seed), ClipLoss()
     with tqdm(total=steps, desc="train CLIP", unit="it", disable=not progress, dynamic_ncols=True) as bar:
@@ -141,7 +143,9 @@ def train_tiny_clip(seed: int = 0, steps: int = STEPS, pool: int = POOL, progres
             rows = rng.choice(pool, min(BATCH, pool), replace=False)
             plain = torch.from_numpy(rng.random(len(rows)) < PLAIN_SHARE)[:, None]
             texts = torch.where(plain, captions["plain"][rows], captions["distinct"][rows])
-            loss = loss_of(**model(augment(pixels[rows], rng), texts))
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast(torch.device("cpu"))):
+                told = model(augment(pixels[rows], rng), texts)
+            loss = loss_of(**{name: value.float() for name, value in told.items()})
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -151,7 +155,7 @@ def train_tiny_clip(seed: int = 0, steps: int = STEPS, pool: int = POOL, progres
                 model.logit_scale.clamp_(0, np.log(100))  # as CLIP was trained
             bar.update()
             if step % 20 == 0:
-                bar.set_postfix(loss=f"{float(loss):.3f}")
+                bar.set_postfix(loss=f"{loss.item():.3f}")
     return TinyClip.of(model.eval().requires_grad_(False))
 
 
