@@ -37,7 +37,5 @@ class Scale:
 SCALES = {
     "gpu": Scale(16000, 16000, 4000, 4000, 128, 50, 3, ModelSettings(), 4, 2),
     "cpu": Scale(8000, 8000, 2500, 2500, 64, 25, 3, ModelSettings(), 2, 1),
-    "smoke": Scale(
-        64, 64, 4, 4, 3, 2, 2, ModelSettings(judge_steps=4, clip_steps=2, clip_pool=64, vae_videos=20, samples=4), 2, 1
-    ),
+    "smoke": Scale(64, 64, 4, 4, 3, 2, 1, ModelSettings(0, 24, 20, 2, 2, 64, 4), 2, 1),
 }
