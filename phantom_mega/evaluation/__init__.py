@@ -1,0 +1,1 @@
+"""The paper's evaluation: benchmark cases, one file per metric, tables."""
