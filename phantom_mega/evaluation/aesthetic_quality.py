@@ -1,8 +1,8 @@
 """Aesthetic quality of VBench: LAION's linear head on CLIP ViT-L/14, which foretells people's scores from 1 to 10.
 
-VBench's own (arXiv 2311.17982, vbench/aesthetic_quality.py): all frames, CLIP's preprocessing, features of length 1, the
-head `sa_0_4_vit_l_14_linear.pth`, the mean over frames divided by 10. What differs: open_clip holds OpenAI's weights, in
-float32.
+VBench's own (arXiv 2311.17982, vbench/aesthetic_quality.py): all frames, CLIP's preprocessing, features of length 1,
+the head `sa_0_4_vit_l_14_linear.pth`, the mean over frames divided by 10. What differs: open_clip holds OpenAI's
+weights, in float32.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class AestheticQualitySettings:
     pretrained: str = "openai"
     """For a name: a published tag or a checkpoint file."""
     head: str = ""
-    """File of LAION's linear head for that model, `sa_0_4_vit_l_14_linear.pth` of github.com/LAION-AI/aesthetic-predictor.
-    The MLP of `improved-aesthetic-predictor` is another model, with other scores."""
+    """File of LAION's linear head for that model: `sa_0_4_vit_l_14_linear.pth` of
+    github.com/LAION-AI/aesthetic-predictor. The MLP of `improved-aesthetic-predictor` is another, with other scores."""
 
 
 class AestheticQuality:

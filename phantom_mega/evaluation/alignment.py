@@ -18,6 +18,7 @@ import numpy as np
 REFERENCE_SIDE, FRAME_SIDE, COARSE_SIDE = 192, 512, 128
 SCALES = (0.15, 4.0)  # of the shrunk reference in the shrunk frame; beyond them there is nothing to see
 LADDER = 12  # coarse scales of the correlation
+WHITE = 250
 RATIO, TOLERANCE, LEAST_INLIERS = 0.8, 4.0, 6  # of keypoint matches; the tolerance in pixels
 
 
@@ -27,12 +28,14 @@ class Alignment:
 
     Attributes:
         reference: uint8 [h, w, 3].
+        area: bool [h, w], where the reference shows something (`subject_area`).
         frame: uint8 [h, w, 3], the frame's pixels at the reference's places.
-        inside: bool [h, w], where there are such pixels.
+        inside: bool [h, w], where there are such pixels, within the area.
         degrees: by which the frame's copy is turned, -180 to 180.
     """
 
     reference: np.ndarray
+    area: np.ndarray
     frame: np.ndarray
     inside: np.ndarray
     degrees: float
@@ -50,6 +53,22 @@ def shrink(image: np.ndarray, side: int) -> np.ndarray:
 def grey(image: np.ndarray) -> np.ndarray:
     """Luminance uint8 [h, w] of RGB."""
     return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+
+
+def subject_area(reference: np.ndarray) -> np.ndarray:
+    """Where a reference shows something: white that reaches its border is a background that was cut away or padded.
+
+    Args:
+        reference: uint8 [h, w, 3].
+
+    Returns:
+        bool [h, w]; all of it where nothing else would be left.
+    """
+    white = (reference >= WHITE).all(2)
+    _, labels = cv2.connectedComponents(white.astype(np.uint8))
+    border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    shown = ~(white & np.isin(labels, np.unique(border)))
+    return shown if shown.any() else np.ones_like(shown)
 
 
 def correlation(one: np.ndarray, two: np.ndarray, where: np.ndarray) -> float:
@@ -80,12 +99,13 @@ class Keypoints:
 
     Args:
         picture: uint8 [h, w].
+        area: bool [h, w], where they may lie; anywhere if None.
     """
 
-    def __init__(self, picture: np.ndarray):
+    def __init__(self, picture: np.ndarray, area: np.ndarray | None = None):
         # a low contrast threshold: rendered films are smooth
         sift = cv2.SIFT_create(nfeatures=2000, contrastThreshold=0.015)
-        points, self.descriptors = sift.detectAndCompute(picture, None)
+        points, self.descriptors = sift.detectAndCompute(picture, None if area is None else area.astype(np.uint8))
         self.points = np.array([point.pt for point in points], np.float32).reshape(-1, 2)
 
 
@@ -105,17 +125,24 @@ def by_keypoints(reference: Keypoints, frame: Keypoints) -> np.ndarray | None:
     return matrix
 
 
-def _best_place(reference: np.ndarray, frame: np.ndarray, scales: np.ndarray) -> tuple[float, np.ndarray] | None:
-    """(correlation, matrix) of the scale and place where an upright reference fits a frame best; both uint8, grey."""
+def _best_place(
+    reference: np.ndarray, area: np.ndarray, frame: np.ndarray, scales: np.ndarray
+) -> tuple[float, np.ndarray] | None:
+    """(correlation, matrix) of the scale and place where a reference fits a frame best; see `by_correlation`."""
     best = None
     for scale in scales:
         size = [max(4, round(side * scale)) for side in reference.shape]
         if size[0] > frame.shape[0] or size[1] > frame.shape[1]:
             continue
         template = cv2.resize(reference, size[::-1], interpolation=cv2.INTER_AREA)
-        if template.std() < 1:  # flat: it would correlate with anything
+        mask = None if area.all() else cv2.resize(area.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA)
+        if template[... if mask is None else mask > 0.5].std() < 1:  # flat: it would correlate with anything
             continue
-        found = cv2.matchTemplate(frame, template, cv2.TM_CCOEFF_NORMED)
+        if mask is None:
+            found = cv2.matchTemplate(frame, template, cv2.TM_CCOEFF_NORMED)
+        else:
+            found = cv2.matchTemplate(frame, template, cv2.TM_CCOEFF_NORMED, mask=(mask > 0.5).astype(np.uint8))
+            found[~(np.abs(found) <= 1 + 1e-3)] = -1  # flat places of the frame divide by zero
         _, value, _, (x, y) = cv2.minMaxLoc(found)
         if best is None or value > best[0]:
             sx, sy = size[1] / reference.shape[1], size[0] / reference.shape[0]
@@ -124,11 +151,12 @@ def _best_place(reference: np.ndarray, frame: np.ndarray, scales: np.ndarray) ->
     return best
 
 
-def by_correlation(reference: np.ndarray, frame: np.ndarray) -> np.ndarray | None:
+def by_correlation(reference: np.ndarray, area: np.ndarray, frame: np.ndarray) -> np.ndarray | None:
     """The matrix [2, 3] of the place where an upright reference correlates best with a frame, or None.
 
     Args:
         reference: uint8 [h, w], grey.
+        area: bool [h, w], the pixels that count.
         frame: uint8 [H, W], grey.
     """
     coarse = shrink(frame, COARSE_SIDE)
@@ -137,7 +165,7 @@ def by_correlation(reference: np.ndarray, frame: np.ndarray) -> np.ndarray | Non
     smallest = max(SCALES[0], 0.2 * largest)
     if smallest > largest:
         return None
-    found = _best_place(reference, coarse, np.geomspace(smallest, largest, LADDER) * ratio)
+    found = _best_place(reference, area, coarse, np.geomspace(smallest, largest, LADDER) * ratio)
     if found is None:
         return None
     scale = found[1][0, 0] / ratio
@@ -147,28 +175,30 @@ def by_correlation(reference: np.ndarray, frame: np.ndarray) -> np.ndarray | Non
     margin = 0.5 * scale * step * np.array(reference.shape[::-1]) + 3 / ratio  # a coarse pixel or two around
     left, top = np.maximum(0, np.floor(middle - margin)).astype(int)
     right, bottom = np.ceil(middle + margin).astype(int)
-    found = _best_place(reference, frame[top:bottom, left:right], fine)
+    found = _best_place(reference, area, frame[top:bottom, left:right], fine)
     if found is None:
         return None
     found[1][:, 2] += left, top
     return found[1]
 
 
-def lay(reference: np.ndarray, frame: np.ndarray, matrix: np.ndarray) -> Alignment:
+def lay(reference: np.ndarray, area: np.ndarray, frame: np.ndarray, matrix: np.ndarray) -> Alignment:
     """A frame laid onto a reference.
 
     Args:
         reference: uint8 [h, w, 3].
+        area: bool [h, w], where it shows something.
         frame: uint8 [H, W, 3].
         matrix: [2, 3] from the reference's pixels to the frame's.
     """
     size, (scale, degrees) = reference.shape[1::-1], _similarity(matrix)
     if scale > 1:  # the warp reads single pixels: what is finer than the reference's would alias
         frame = cv2.GaussianBlur(frame, (0, 0), 0.5 * math.sqrt(scale**2 - 1))
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    laid = cv2.warpAffine(frame, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    inside = cv2.warpAffine(np.ones(frame.shape[:2], np.uint8), matrix, size, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP)
-    return Alignment(reference, laid, inside.astype(bool), degrees)
+    backwards = cv2.WARP_INVERSE_MAP
+    laid = cv2.warpAffine(frame, matrix, size, flags=cv2.INTER_LINEAR | backwards, borderMode=cv2.BORDER_REPLICATE)
+    whole = np.ones(frame.shape[:2], np.uint8)
+    inside = cv2.warpAffine(whole, matrix, size, flags=cv2.INTER_NEAREST | backwards).astype(bool)
+    return Alignment(reference, area, laid, inside & area, degrees)
 
 
 class Aligner:
@@ -180,16 +210,20 @@ class Aligner:
 
     def __init__(self, reference: np.ndarray):
         self.reference = shrink(reference, REFERENCE_SIDE)
+        self.area = subject_area(self.reference)
         self.grey = grey(self.reference)
-        self.keypoints = Keypoints(self.grey)
+        self.keypoints = Keypoints(self.grey, self.area)
 
     def align(self, frame: np.ndarray) -> Alignment | None:
         """The best alignment with a frame uint8 [., ., 3], or None where nothing fits at all."""
         frame = shrink(frame, FRAME_SIDE)
         picture = grey(frame)
-        proposals = by_keypoints(self.keypoints, Keypoints(picture)), by_correlation(self.grey, picture)
-        found = [lay(self.reference, frame, matrix) for matrix in proposals if matrix is not None]
+        proposals = (
+            by_keypoints(self.keypoints, Keypoints(picture)),
+            by_correlation(self.grey, self.area, picture),
+        )
+        found = [lay(self.reference, self.area, frame, matrix) for matrix in proposals if matrix is not None]
         return max(found, key=self._agreement, default=None)
 
     def _agreement(self, found: Alignment) -> float:
-        return correlation(self.grey, grey(found.frame), found.inside) * float(found.inside.mean())
+        return correlation(self.grey, grey(found.frame), found.inside) * float(found.inside.sum() / self.area.sum())

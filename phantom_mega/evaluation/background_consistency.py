@@ -1,7 +1,7 @@
 """Background consistency of VBench: whether the scene stays the same, by CLIP's image feature of whole frames.
 
-VBench's own: the preprocessing, all frames, the formula, CLIP ViT-B/32 (arXiv 2103.00020). What differs: open_clip holds
-OpenAI's weights, in float32; the `clip` package computes in float16 on a GPU.
+VBench's own: the preprocessing, all frames, the formula, CLIP ViT-B/32 (arXiv 2103.00020). What differs: open_clip
+holds OpenAI's weights, in float32; the `clip` package computes in float16 on a GPU.
 """
 
 from __future__ import annotations

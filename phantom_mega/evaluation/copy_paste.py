@@ -10,9 +10,10 @@ Each frame is laid onto the reference by one turn, scale and shift (`alignment.p
     light = exp(-d / 32), d being how far brightness, its slope across and its slope down differ, in grey levels
     score = pose * (crop + light) / 2
 
-so that framing and light count as far as the picture is repeated at all. A pasted reference scores about 1, whatever its
-size and place; the subject in another shot scores low. A mirrored copy counts as none. The video's score is the mean
-over 10 frames and over references; lower is better. 0 is no proof of quality: a video without the subject has it too.
+so that framing and light count as far as the picture is repeated at all. A pasted reference scores about 1, whatever
+its size and place; the subject in another shot scores low. A mirrored copy counts as none. Where a reference was cut out
+on white, nothing of its surroundings is left to compare. The video's score is the mean over 10 frames and over
+references; lower is better. 0 is no proof of quality: a video without the subject has it too.
 
 True videos do not score 0 either (a shot filmed from the same place again); `excess` takes theirs off.
 """
@@ -21,8 +22,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
-import cv2
 import numpy as np
 import torch
 
@@ -35,65 +36,46 @@ CELLS = 8  # cells of the reference, across and down
 TEXTURED, REPEATED = 4.0, 0.8  # a cell's deviation in grey levels; the correlation from which it counts as repeated
 TURNED = 45.0  # degrees from which a turned copy counts as another pose
 LIGHT = 32.0  # grey levels by which light falls to 1/e
-WHITE = 250
-
-
-def subject_area(reference: np.ndarray) -> np.ndarray:
-    """Where a reference shows something: white that reaches its border is a background that was cut away or padded.
-
-    Args:
-        reference: uint8 [h, w, 3].
-
-    Returns:
-        bool [h, w]; all of it where nothing else would be left.
-    """
-    white = (reference >= WHITE).all(2)
-    _, labels = cv2.connectedComponents(white.astype(np.uint8))
-    border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-    shown = ~(white & np.isin(labels, np.unique(border)))
-    return shown if shown.any() else np.ones_like(shown)
 
 
 def cells(area: np.ndarray, count: int = CELLS) -> list[tuple[slice, slice]]:
     """The cells of a grid over [h, w] of which at least half lies in an area, bool [h, w]."""
     rows, columns = (np.linspace(0, side, min(count, side) + 1).astype(int) for side in area.shape)
-    grid = [(slice(a, b), slice(c, d)) for a, b in zip(rows, rows[1:]) for c, d in zip(columns, columns[1:])]
+    grid = [(slice(a, b), slice(c, d)) for a, b in pairwise(rows) for c, d in pairwise(columns)]
     return [cell for cell in grid if area[cell].mean() >= 0.5]
 
 
-def pose(found: Alignment, area: np.ndarray) -> float:
+def pose(found: Alignment) -> float:
     """Share of the reference's textured cells that the frame repeats; a turned copy counts less, none from 45 degrees.
 
     Args:
         found: the frame on the reference.
-        area: bool [h, w], where the reference shows something.
     """
     reference, frame = grey(found.reference), grey(found.frame)
-    textured = [cell for cell in cells(area) if reference[cell].std() >= TEXTURED]
+    textured = [cell for cell in cells(found.area) if reference[cell][found.area[cell]].std() >= TEXTURED]
     if not textured:
         return 0.0
-    inside = found.inside & area
-    repeated = [correlation(reference[cell], frame[cell], inside[cell]) >= REPEATED for cell in textured]
+    repeated = [correlation(reference[cell], frame[cell], found.inside[cell]) >= REPEATED for cell in textured]
     return float(np.mean(repeated)) * max(0.0, 1 - abs(found.degrees) / TURNED)
 
 
-def crop(found: Alignment, area: np.ndarray) -> float:
+def crop(found: Alignment) -> float:
     """Correlation of all of the reference with the frame, times the share of the reference that is in sight.
 
     Args:
-        found, area: see `pose`.
+        found: see `pose`.
     """
-    inside = found.inside & area
-    return max(0.0, correlation(grey(found.reference), grey(found.frame), inside)) * float(inside.sum() / area.sum())
+    alike = correlation(grey(found.reference), grey(found.frame), found.inside)
+    return max(0.0, alike) * float(found.inside.sum() / found.area.sum())
 
 
-def light(found: Alignment, area: np.ndarray) -> float:
+def light(found: Alignment) -> float:
     """Closeness of the illumination: of a plane fitted to each colour's brightness, its height and its two slopes.
 
     Args:
-        found, area: see `pose`.
+        found: see `pose`.
     """
-    inside = found.inside & area
+    inside = found.inside
     if not inside.any():
         return 0.0
     y, x = (places / max(1, side - 1) * 2 - 1 for places, side in zip(np.nonzero(inside), inside.shape))
@@ -112,18 +94,17 @@ def excess(of_video: float, of_truth: float) -> float:
     return of_video - of_truth
 
 
-def repeats(frame: np.ndarray, aligner: Aligner, area: np.ndarray) -> tuple[float, float, float, float]:
+def repeats(frame: np.ndarray, aligner: Aligner) -> tuple[float, float, float, float]:
     """(score, pose, crop, light) of one frame with one reference.
 
     Args:
         frame: uint8 [H, W, 3].
         aligner: of the reference.
-        area: `subject_area` of the aligner's reference.
     """
     found = aligner.align(frame)
     if found is None:
         return 0.0, 0.0, 0.0, 0.0
-    parts = pose(found, area), crop(found, area), light(found, area)
+    parts = pose(found), crop(found), light(found)
     return parts[0] * (parts[1] + parts[2]) / 2, *parts
 
 
@@ -148,8 +129,7 @@ class CopyPaste:
         table = np.zeros((len(item.references), len(frames), 4))
         for i, reference in enumerate(item.references):
             aligner = Aligner(reference)
-            area = subject_area(aligner.reference)
-            table[i] = [repeats(frame, aligner, area) for frame in frames]
+            table[i] = [repeats(frame, aligner) for frame in frames]
         means = table.mean((0, 1))
         detail = {"peak": float(table[..., 0].max()), **dict(zip(("pose", "crop", "light"), means[1:].tolist()))}
         detail |= {f"reference_{i}": float(score) for i, score in enumerate(table[..., 0].mean(1), start=1)}

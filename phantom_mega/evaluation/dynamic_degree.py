@@ -4,8 +4,8 @@ VBench's own (arXiv 2311.17982, vbench/dynamic_degree.py): eight frames a second
 5% of flow lengths, the threshold by the frame's size, the count by the number of frames. Its RAFT is
 `raft-things.pth`; torchvision's `C_T_V1` are those very weights, so they are the default here.
 
-What differs: a video of one or two sampled frames moves if one pair does (VBench rounds the pairs asked for down to none,
-and calls every such video moving). One version of VBench raised the threshold for videos under 8 frames a second; this
+What differs: a video of two sampled frames moves if that pair does (VBench rounds the pairs asked for down to none, and
+calls every such video moving). One version of VBench raised the threshold for videos under 8 frames a second; this
 follows the others, which do not.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,7 @@ class DynamicDegree:
         if short := too_short(len(frames), 2):
             return short
         strengths = []
-        for pair in zip(frames[:-1], frames[1:]):
+        for pair in pairwise(frames):
             one, two = (pad_to_eight(to_float(f[None]) / 127.5 - 1).to(self.device) for f in pair)
             strengths.append(strong_flow(self.flow(one, two)[0].float().cpu().numpy()))
         return Measured(float(moves(strengths, height, width)), detail={"flow": float(np.mean(strengths))})

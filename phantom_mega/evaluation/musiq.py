@@ -2,7 +2,7 @@
 
 Written from the paper and its code (google-research/musiq), for no package of it installs beside this project's: pyiqa,
 whose checkpoints are read here, brings a second OpenCV and some thirty packages. The names of modules are those of the
-checkpoints; every weight of theirs must be found. All pictures of a batch have one size, so nothing is padded or masked.
+checkpoints; every weight of theirs must be found. Pictures of a batch have one size, so nothing is padded or masked.
 
 B: pictures, N: patches of all scales, C: width.
 """
@@ -19,7 +19,7 @@ STEM = 64
 
 
 def same_padding(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """Zeros around [B, c, h, w] so that ceil(side / stride) windows fit, as TensorFlow's SAME: the odd one at the end."""
+    """Zeros around [B, c, h, w] so that ceil(side / stride) windows fit: TensorFlow's SAME, the odd one at the end."""
     sides = []
     for length in (x.shape[-1], x.shape[-2]):
         missing = max(0, (-(-length // stride) - 1) * stride + kernel - length)
