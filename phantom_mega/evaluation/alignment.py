@@ -1,8 +1,8 @@
 """Where a frame repeats a reference image: the one turn, scale and shift that lays the frame onto the reference best.
 
 Two searches propose it. Matched SIFT keypoints (Lowe 2004) with RANSAC find textured pictures at any scale and turn;
-correlation over a ladder of scales finds smooth ones, upright and not larger than the frame. Neither mirrors nor
-stretches. The proposal whose pixels agree best with the reference wins, so a bad one costs nothing.
+correlation over a ladder of scales finds smooth ones, upright, from the frame's size down to a fifth of it. Neither
+mirrors nor stretches. The proposal whose pixels agree best with the reference wins, so a bad one costs nothing.
 
 h w: the reference, after shrinking. H W: the frame, after shrinking.
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 REFERENCE_SIDE, FRAME_SIDE, COARSE_SIDE = 192, 512, 128
 SCALES = (0.15, 4.0)  # of the shrunk reference in the shrunk frame; beyond them there is nothing to see
-LADDER = 12  # coarse scales of the correlation
+SMALLEST, LADDER = 0.2, 12  # of the largest scale that fits the frame; coarse scales of the correlation
 WHITE = 250
 RATIO, TOLERANCE, LEAST_INLIERS = 0.8, 4.0, 6  # of keypoint matches; the tolerance in pixels
 
@@ -162,7 +162,7 @@ def by_correlation(reference: np.ndarray, area: np.ndarray, frame: np.ndarray) -
     coarse = shrink(frame, COARSE_SIDE)
     ratio = coarse.shape[1] / frame.shape[1]
     largest = min(frame.shape[0] / reference.shape[0], frame.shape[1] / reference.shape[1])
-    smallest = max(SCALES[0], 0.2 * largest)
+    smallest = max(SCALES[0], SMALLEST * largest)
     if smallest > largest:
         return None
     found = _best_place(reference, area, coarse, np.geomspace(smallest, largest, LADDER) * ratio)

@@ -11,8 +11,8 @@ Each frame is laid onto the reference by one turn, scale and shift (`alignment.p
     score = pose * (crop + light) / 2
 
 so that framing and light count as far as the picture is repeated at all. A pasted reference scores about 1, whatever
-its size and place; the subject in another shot scores low. A mirrored copy counts as none. Where a reference was cut out
-on white, nothing of its surroundings is left to compare. The video's score is the mean over 10 frames and over
+its size and place; the subject in another shot scores low. A mirrored copy counts as none. Where a reference was cut
+out on white, nothing of its surroundings is left to compare. The video's score is the mean over 10 frames and over
 references; lower is better. 0 is no proof of quality: a video without the subject has it too.
 
 True videos do not score 0 either (a shot filmed from the same place again); `excess` takes theirs off.

@@ -2,8 +2,8 @@
 
 VBench's own (arXiv 2311.17982, vbench/motion_smoothness.py): frames 1, 3, 5... against what AMT-S makes of the two
 beside each, the mean absolute difference, (255 - difference) / 255; AMT's padding to multiples of 16; predictions cut
-to whole numbers. What differs: the interpolator is a file of yours, for AMT (arXiv 2304.09790) is in no package; and frames are
-never scaled down, as VBench does on a GPU with too little memory.
+to whole numbers. What differs: the interpolator is a file of yours, for AMT (arXiv 2304.09790) is in no package; and
+frames are never scaled down, as VBench does on a GPU with too little memory.
 
 AMT-S with the weights that VBench names (amt-s.pth, huggingface.co/lalala125/AMT) becomes such a file in a checkout of
 github.com/MCG-NKU/AMT, at the size of the videos, padded to multiples of 16:
@@ -66,8 +66,8 @@ class MotionSmoothnessSettings:
 
     interpolator: str = ""
     """File of a frame interpolator: TorchScript (`.pt`) or ONNX (`.onnx`). It takes two float32 frames [1, 3, H, W],
-    RGB in [0, 1], sides multiples of 16, and gives the frame halfway between them, of the same shape. VBench uses AMT-S;
-    the top of this file shows how to write it."""
+    RGB in [0, 1], sides multiples of 16, and gives the frame halfway between them, of the same shape. VBench uses
+    AMT-S; the top of this file shows how to write it."""
 
 
 class MotionSmoothness:

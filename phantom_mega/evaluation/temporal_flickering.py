@@ -1,8 +1,8 @@
 """Temporal flickering of VBench: how much pixels change from one frame to the next. Needs no model.
 
 VBench (arXiv 2311.17982, vbench/temporal_flickering.py) scores videos of still scenes only: its prompts ask for them,
-and its static filter drops those that RAFT finds moving. A video that moves scores lower without any flicker, so read it
-beside `dynamic_degree`, or of still scenes alone; nothing is filtered here.
+and its static filter drops those that RAFT finds moving. A video that moves scores lower without any flicker, so read
+it beside `dynamic_degree`, or of still scenes alone; nothing is filtered here.
 """
 
 from __future__ import annotations
