@@ -27,7 +27,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from phantom_mega.evaluation.alignment import Aligner, Alignment, correlation, grey
+from phantom_mega.evaluation.alignment import Aligner, Alignment, Frame, correlation, grey
 from phantom_mega.evaluation.frames import uniform
 from phantom_mega.evaluation.metric import Item, Measured, Metric
 
@@ -94,11 +94,11 @@ def excess(of_video: float, of_truth: float) -> float:
     return of_video - of_truth
 
 
-def repeats(frame: np.ndarray, aligner: Aligner) -> tuple[float, float, float, float]:
+def repeats(frame: Frame, aligner: Aligner) -> tuple[float, float, float, float]:
     """(score, pose, crop, light) of one frame with one reference.
 
     Args:
-        frame: uint8 [H, W, 3].
+        frame: of the video.
         aligner: of the reference.
     """
     found = aligner.align(frame)
@@ -125,7 +125,7 @@ class CopyPaste:
     def measure(self, item: Item) -> Measured:
         if not item.references:
             return Measured(0.0, "the case has no reference")
-        frames = uniform(item.frames, FRAMES)
+        frames = [Frame(image) for image in uniform(item.frames, FRAMES)]
         table = np.zeros((len(item.references), len(frames), 4))
         for i, reference in enumerate(item.references):
             aligner = Aligner(reference)
