@@ -8,6 +8,7 @@ from phantom_mega.evaluation.alignment import (
     REFERENCE_SIDE,
     Aligner,
     Frame,
+    by_correlation,
     correlation,
     grey,
     lay,
@@ -45,6 +46,13 @@ def test_a_smooth_picture_without_keypoints_is_found_by_correlation():
     aligner = Aligner(smooth)
     assert len(aligner.keypoints.points) < 6
     assert agreement(aligner.align(Frame(frame))) > 0.98
+
+
+def test_centres_of_pixels_lie_at_half_integers():
+    reference = grey(texture(40, 50))
+    frame = cv2.resize(reference, (200, 160), interpolation=cv2.INTER_LINEAR)
+    found = by_correlation(reference, np.ones((40, 50), bool), frame)
+    np.testing.assert_allclose(found, [[4, 0, 1.5], [0, 4, 1.5]], atol=0.2)
 
 
 def test_a_turned_copy_is_found_with_its_angle():
