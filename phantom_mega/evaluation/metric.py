@@ -38,7 +38,8 @@ class Measured:
 
     Attributes:
         value: higher is better unless the metric says otherwise; 0.0 where nothing was found.
-        missing: why it counts as zero ("no face in any frame"); "" where it was measured. Such videos are never dropped.
+        missing: why it counts as zero ("no face in any frame"); "" where it was measured. Never a reason to
+            drop the video.
         detail: further numbers by name, such as one per reference.
     """
 

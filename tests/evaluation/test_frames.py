@@ -11,7 +11,7 @@ from tests.media import draw_frames
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    frames = draw_frames(12, 48, 64)
+    frames = draw_frames(12, 48, 64) // 4 + np.arange(0, 180, 15, dtype=np.uint8)[:, None, None, None]
     path = tmp_path_factory.mktemp("video") / "a.mp4"
     write_mp4(frames, path, 8.0)
     return path, frames
@@ -54,6 +54,10 @@ def test_uniform_indices_are_even_ascending_and_none_twice(count, wanted):
         steps = np.diff(indices)
         assert count == 1 or (steps.min() >= 1 and steps.max() - steps.min() <= 1)
     assert (uniform(np.arange(count), wanted) == indices).all()
+
+
+def test_uniform_indices_are_the_nearest_frames():
+    assert uniform_indices(12, 10).tolist() == [0, 1, 2, 4, 5, 6, 7, 9, 10, 11]
 
 
 def test_frames_cannot_be_taken_from_nothing():
