@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
@@ -30,6 +31,34 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def read_json_object(path: Path) -> dict:
+    """The object that a JSON file holds.
+
+    Raises:
+        UserError: it cannot be read, is not JSON, or holds something else.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} must be an object {{...}}, it is a {type(raw).__name__}")
+    return raw
+
+
+def write_json(content: dict | list, path: Path) -> Path:
+    """Write JSON that people can read, whole or not at all; returns the path.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    return path
 
 
 def sync(path: Path) -> None:

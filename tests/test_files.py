@@ -3,7 +3,7 @@
 import pytest
 
 from phantom_mega.errors import UserError
-from phantom_mega.files import whole_file
+from phantom_mega.files import read_json_object, whole_file, write_json
 
 
 def test_a_file_appears_when_it_is_whole_and_an_older_one_stays_until_then(tmp_path):
@@ -24,3 +24,14 @@ def test_what_the_disk_says_is_one_message(tmp_path):
     refused = pytest.raises(UserError, match=r"a\.txt could not be written: Not a directory")
     with refused, whole_file(tmp_path / "file/a.txt") as temporary:
         temporary.write_text("")
+
+
+def test_json_comes_back_as_written_and_anything_but_an_object_is_refused(tmp_path):
+    path = write_json({"a": "é"}, tmp_path / "a.json")
+    assert read_json_object(path) == {"a": "é"}
+    for content, message in ((b"[1]", "must be an object"), (b"{", "is not JSON"), (b"\xff", "is not JSON")):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"a\.json {message}"):
+            read_json_object(path)
+    with pytest.raises(UserError, match=r"none\.json cannot be read: No such file"):
+        read_json_object(tmp_path / "none.json")

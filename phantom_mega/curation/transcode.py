@@ -26,7 +26,7 @@ class TranscodeSettings:
     """How clips are stored."""
 
     codec: str = "vp9"
-    """`vp9` (WebM; DALI decodes it without a GPU) or `h264` (MP4)."""
+    """`vp9` (WebM; DALI decodes it without a GPU), `h264` (MP4) or `ffv1` (Matroska, lossless, many times as large)."""
     fps: float = 24.0
     """Frames per second at most; slower videos keep their average. 0 keeps it for all."""
     short_side: int = 720

@@ -22,12 +22,14 @@ class Codec:
         container: FFmpeg's name of the format.
         extension: of the file.
         options: of the encoder. One thread: the same bytes at any number of cores.
+        pixel_format: FFmpeg's name.
     """
 
     encoder: str
     container: str
     extension: str
     options: dict[str, str]
+    pixel_format: str = "yuv420p"
 
 
 CODECS = {
@@ -40,6 +42,8 @@ CODECS = {
     ),
     # x264's macroblock tree gives other bytes at each run where sides are no multiples of 16.
     "h264": Codec("libx264", "mp4", "mp4", {"crf": "17", "preset": "medium", "mbtree": "0", "g": "16", "threads": "1"}),
+    # Lossless, in RGB: decoding gives back every bit. For small synthetic clips; DALI does not decode it.
+    "ffv1": Codec("ffv1", "matroska", "mkv", {"level": "3", "slicecrc": "1", "g": "1", "threads": "1"}, "bgr0"),
 }
 
 
@@ -68,7 +72,7 @@ def encode_frames(
     Args:
         frames: decoded frames, in order; their own times are not looked at.
         fps: frames per second of the clip.
-        height, width: of the clip in pixels, even.
+        height, width: of the clip in pixels, even where chroma is subsampled (all but `ffv1`).
         codec: of `CODECS`.
         options: of the encoder, over those of the codec.
 
@@ -83,10 +87,10 @@ def encode_frames(
     # bitexact: without it the muxer writes random identifiers, and no two runs give the same bytes.
     with av.open(buffer, "w", format=how.container, options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(how.encoder, rate=fps)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, how.pixel_format
         stream.options = how.options | options
         for count, frame in enumerate(frames, 1):
-            scaled = frame.reformat(width, height, "yuv420p", interpolation="AREA")
+            scaled = frame.reformat(width, height, how.pixel_format, interpolation="AREA")
             if count == 1:
                 # Without the matrix, readers would take that of another and shift all colours.
                 stream.codec_context.colorspace = scaled.colorspace

@@ -41,8 +41,14 @@ def claim(folder: Path, marker: str, source: str) -> Path:
     return folder / BUILDING
 
 
-def publish(folder: Path, marker: str, source: str, digest: str) -> None:
-    """Move what was built into its folder, in place of what was there."""
+def publish(folder: Path, marker: str, source: str, digest: str, beside: tuple[str, ...] = ()) -> None:
+    """Move what was built into its folder, in place of what was there.
+
+    Args:
+        folder: that `claim` gave a folder to build in.
+        marker, source, digest: what `is_complete` looks at.
+        beside: names of further files that were built, such as tables of what the shards hold.
+    """
     building = folder / BUILDING
     _mark(folder, marker, source, None)
     (folder / INDEX_NAME).unlink(missing_ok=True)
@@ -50,6 +56,8 @@ def publish(folder: Path, marker: str, source: str, digest: str) -> None:
         shard.unlink()
     for shard in building.glob("shard-*.tar"):
         shard.rename(folder / shard.name)
+    for name in beside:
+        (building / name).replace(folder / name)
     (building / INDEX_NAME).rename(folder / INDEX_NAME)
     building.rmdir()
     _mark(folder, marker, source, digest)

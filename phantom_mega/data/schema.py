@@ -65,7 +65,7 @@ class Triplet:
         frames: of the stored clip; 1 for an image.
         fps: frames per second of the stored clip; 0 for an image.
         height, width: of the stored clip, in pixels.
-        codec: of the stored clip (`vp9`, `h264`, `jpeg`...).
+        codec: of the stored clip (`vp9`, `h264`, `ffv1`, `jpeg`...).
         references: at most four.
         text_tokens: tokens of the caption by the tokenizer that the index names; 0 where not counted.
         scores: quality scores by name.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phantom_mega.errors import UserError
+from phantom_mega.files import read_json_object
 
 _ID = re.compile(r"[\w.+-][\w.+ -]{0,199}")
 
@@ -48,13 +49,8 @@ def read_cases(path: Path, image_root: Path | None = None, max_references: int =
         UserError: the file is not of this schema, or an id cannot be a file's name; names the case. Images are opened
             later: one that is missing fails its case alone.
     """
-    try:
-        raw = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(raw, dict) or not raw:
+    raw = read_json_object(path)
+    if not raw:
         raise UserError(f'{path} must be an object {{"<id>": {{"img_paths": [...], "prompt": "..."}}}} with cases')
     root = image_root or path.parent
     return [_case(path, root, str(name), entry, max_references) for name, entry in raw.items()]
