@@ -10,8 +10,8 @@ from phantom_mega.evaluation.metric import Measured
 def consistency(features: np.ndarray) -> float:
     """Mean over frames 2..F of half the cosine to the first frame and half that to the frame before.
 
-    Negative cosines count as zero, as in VBench (arXiv 2311.17982, eq. 1; vbench/subject_consistency.py). VBench's total
-    weighs frames alike, this project's tables weigh videos alike: the same where videos have the same length.
+    Negative cosines count as zero, as in VBench (arXiv 2311.17982, vbench/subject_consistency.py). VBench's total
+    weighs frames alike, a table of videos weighs videos alike: the same where videos have the same length.
 
     Args:
         features: [F, width], F at least 2.

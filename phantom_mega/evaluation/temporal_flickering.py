@@ -1,13 +1,14 @@
 """Temporal flickering of VBench: how much pixels change from one frame to the next. Needs no model.
 
-VBench (arXiv 2311.17982, vbench/temporal_flickering.py) scores videos of still scenes only: its prompts ask for them, and
-vbench/static_filter.py drops those that RAFT finds moving (`dynamic_degree`). A video that moves scores lower without
-any flicker, so read it beside `dynamic_degree`, or of still scenes alone; nothing is filtered here.
+VBench (arXiv 2311.17982, vbench/temporal_flickering.py) scores videos of still scenes only: its prompts ask for them,
+and its static filter drops those that RAFT finds moving. A video that moves scores lower without any flicker, so read
+it beside `dynamic_degree`, or of still scenes alone; nothing is filtered here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ def steadiness(frames: np.ndarray) -> float:
     Returns:
         in [0, 1]; 1 where no pixel changes.
     """
-    differences = [np.abs(b.astype(np.int16) - a).mean() for a, b in zip(frames[:-1], frames[1:])]
+    differences = [np.abs(b.astype(np.int16) - a).mean() for a, b in pairwise(frames)]
     return (255 - float(np.mean(differences))) / 255
 
 

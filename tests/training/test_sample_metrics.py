@@ -26,7 +26,7 @@ def test_built_in_metrics_need_no_download_and_measure_real_frames():
     frames = draw_frames(12, 48, 64)
     item = Item("a", frames, 24.0, "a square", (frames[3], draw_frames(1, 48, 64, seed=9)[0]), ("", ""))
     found = {metric.name: metric.measure(item) for metric in load_metrics(BUILT_IN, RunConfig(), CPU, None)}
-    assert found["tower_i"].detail["reference 1"] > found["tower_i"].detail["reference 2"]
+    assert found["tower_i"].detail["reference_1"] > found["tower_i"].detail["reference_2"]
     assert 0.9 < found["temporal_flickering"].value < 1
     assert all(np.isfinite(one.value) and not one.missing for one in found.values())
 
