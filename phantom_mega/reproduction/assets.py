@@ -95,7 +95,8 @@ def training(place: Workplace, arm: Arm, seed: int) -> Training:
     iterations = place.scale.pair_iters if arm.world == PAIR else place.scale.train_iters
     folder = place.run(arm.name, seed)
     arguments = [
-        "--config", RECIPE, *_data_arguments(place, arm, seed), *arm.overrides,
+        "--config", RECIPE, *_data_arguments(place, arm, seed),
+        *(override for override in arm.overrides if not override.startswith("data.")),
         f"conditioning.cached_features={_features(place, arm)}", f"train.save={folder}",
         f"train.train_iters={iterations}",
         f"optimizer.lr_warmup_iters={min(100, iterations // 2)}", f"train.save_interval={iterations}",
@@ -120,6 +121,7 @@ def _data_arguments(place: Workplace, arm: Arm, seed: int) -> list[str]:
         f"conditioning.vae={place.models / 'vae'}",
         f"conditioning.vision_encoder={place.models / 'clip'}",
     ]
+    arguments += [override for override in arm.overrides if override.startswith("data.")]
     if arm.world == PAIR:
         arguments += ["data.min_references=2", "data.text_seq_length=2432"]
     return arguments

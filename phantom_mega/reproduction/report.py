@@ -58,7 +58,7 @@ def render_report(
             f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] | {seeds} | {WORDS.get(decided, decided)} |"
         )
     columns = "; ".join(f"{METRICS[name].title}: {METRICS[name].about}" for name in study.metrics)
-    lines += ["", f"Paper: {study.paper}", "", f"Columns: {columns}.", "", _judge_line(place), ""]
+    lines += ["", f"Paper: {study.paper}", "", f"Columns: {columns}.", "", judge_table(place), ""]
     lines += [f"![{study.title}]({picture})", ""]
     return "\n".join(lines)
 
@@ -77,23 +77,23 @@ def _cell(found: Estimate) -> str:
     return "–" if np.isnan(found.mean) else f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
-def _judge_line(place: Workplace) -> str:
-    """What the judge can read, from the report of tools/make_toy_models.py."""
-    path = place.models / "report.json"
-    if not path.is_file():
-        return "The judge's accuracy was not recorded."
-    judged = json.loads(path.read_text()).get("judge", {})
-    return f"The judge's own accuracy on held-out renders stands in `models/report.json`: {_flat(judged)}."
+READ = ("shape", "texture", "part", "retrieval", "motion", "background", "light", "camera", "count", "binding")
+CONDITIONS = {"sharp": "renders", "vae": "after the VAE", "blurred": "blurred"}
 
 
-def _flat(found: dict, prefix: str = "") -> str:
-    parts = []
-    for name, value in found.items():
-        if isinstance(value, dict):
-            parts.append(_flat(value, f"{prefix}{name} "))
-        elif isinstance(value, float):
-            parts.append(f"{prefix}{name} {value:.3f}")
-    return ", ".join(part for part in parts if part)
+def judge_table(place: Workplace) -> str:
+    """How often the judge is right on renders of held-out subjects, from the report of tools/make_toy_models.py."""
+    judged = json.loads((place.models / "report.json").read_text())["judge"]
+    lines = [
+        "The judge's own accuracy on renders of held-out subjects (`models/report.json` has intervals):", "",
+        f"| | {' | '.join(READ)} |", "|---|" + "---|" * len(READ),
+    ]  # fmt: skip
+    for actors, measured in judged.items():
+        for name, words in CONDITIONS.items():
+            told = measured.get(name, {})
+            cells = [f"{told[read]['accuracy']:.2f}" if read in told else "–" for read in READ]
+            lines.append(f"| {actors}, {words} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def draw_grid(study: Study, place: Workplace) -> Image.Image:

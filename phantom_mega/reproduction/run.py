@@ -18,7 +18,7 @@ from phantom_mega.reproduction.score import METRICS, score
 from phantom_mega.reproduction.studies import Study
 from phantom_mega.reproduction.train import train_all
 from phantom_mega.toyworld.judge import Judge
-from phantom_mega.toyworld.models import JUDGE_FILE, make_models
+from phantom_mega.toyworld.models import JUDGE_FILE, ModelSettings, make_models
 
 
 def run_study(study: Study, place: Workplace) -> None:
@@ -32,7 +32,7 @@ def run_study(study: Study, place: Workplace) -> None:
         UserError: a tool or a training failed, or files of another scale are in the way.
     """
     _claim(place)
-    make_models(place.models, place.scale.models)
+    make_models(place.models, ModelSettings(**place.scale.models))
     names = dict.fromkeys(condition.arm for condition in study.conditions if needs_training(condition))
     arms = [ARMS[name] for name in names]
     make_data(place, arms)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from phantom_mega.toyworld.models import ModelSettings
+LATENT_CHANNELS = 24  # as the recipe `toy` has them
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,9 @@ class Scale:
         cases: held-out cases of each condition and seed.
         steps: Euler steps.
         seeds: trainings of each arm.
-        models: how the VAE, the judge and the tiny CLIP are made.
         processes: trainings at a time.
         threads: of each.
+        models: fields of `toyworld.models.ModelSettings`: how the VAE, the judge and the tiny CLIP are made.
     """
 
     train_samples: int
@@ -29,13 +29,16 @@ class Scale:
     cases: int
     steps: int
     seeds: int
-    models: ModelSettings
     processes: int
     threads: int
+    models: dict[str, int] = field(default_factory=lambda: {"latent_channels": LATENT_CHANNELS})
 
 
 SCALES = {
-    "gpu": Scale(16000, 16000, 4000, 4000, 128, 50, 3, ModelSettings(), 4, 2),
-    "cpu": Scale(8000, 8000, 2500, 2500, 64, 25, 3, ModelSettings(), 2, 1),
-    "smoke": Scale(64, 64, 4, 4, 3, 2, 1, ModelSettings(0, 24, 20, 2, 2, 64, 4), 2, 1),
-}
+    "gpu": Scale(16000, 16000, 4000, 4000, 128, 50, 3, 4, 2),
+    "cpu": Scale(8000, 8000, 2000, 2000, 64, 25, 3, 2, 1),
+    "smoke": Scale(64, 64, 4, 4, 3, 2, 1, 2, 1, {
+        "latent_channels": LATENT_CHANNELS, "vae_videos": 20, "judge_steps": 2, "clip_steps": 2, "clip_pool": 64,
+        "samples": 4,
+    }),
+}  # fmt: skip
