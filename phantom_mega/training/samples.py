@@ -197,8 +197,10 @@ class SampleVideos:
         with torch.device("meta"):
             model = PhantomTransformer3DModel(**model_arguments(self.config.model))
         model.load_state_dict(state, strict=True, assign=True)
+        model = model.to(self.source.device)
+        state.clear()  # on a GPU the weights need not stay in host memory too
         pipe = PhantomPipeline(
-            model.to(self.source.device).eval(), make_scheduler(),
+            model.eval(), make_scheduler(),
             **_encoders(self.source.head), **pipeline_settings(self.config),
         )  # fmt: skip
         pipe.set_progress_bar_config(disable=True)
