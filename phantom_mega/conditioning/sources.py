@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from phantom_mega.errors import UserError
 
@@ -51,3 +52,34 @@ def check_complete(what: str, name: str, missing: Iterable[str]) -> None:
             f"{what} {name!r} has no weights for {len(missing)} of its tensors, the first is {missing[0]}; they would "
             "be random: use a folder whose config.json and weights belong together"
         )
+
+
+def read_weights(path: str | Path, what: str) -> dict[str, Any]:
+    """Tensors by name, of a .safetensors or PyTorch file that can run no code.
+
+    A checkpoint that holds its weights as `model` or `state_dict`, beside other things, is read too.
+
+    Args:
+        path: of the file.
+        what: the setting that names it, for messages.
+
+    Raises:
+        UserError: there is no such file, or it holds something else.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise nearly anything on what is no such file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{what}: {path} cannot be read ({reason})") from None
+    for inside in ("model", "state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(inside), dict):
+            found = found[inside]
+    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise UserError(f"{what}: {path} is no file of weights alone (a state_dict)")
+    return found

@@ -144,11 +144,13 @@ def _by_torchvision(settings: EmbeddingSettings, device: str) -> Embedder:
     import torch
     from torchvision import models
 
+    from phantom_mega.conditioning.sources import read_weights
+
     name = settings.embedding_model
     if name not in models.list_models(module=models):
         raise UserError(f"embeddings.embedding_model={name!r} is no classifier of torchvision, as mobilenet_v2 is")
     path = _weights_file(settings)
-    weights = _load_weights(path)
+    weights = read_weights(path, "embeddings.embedding_weights")
     last = [key for key, value in weights.items() if key.endswith("weight") and value.ndim == 2]
     try:
         model = models.get_model(name, weights=None, num_classes=len(weights[last[-1]]))
@@ -173,27 +175,6 @@ def _weights_file(settings: EmbeddingSettings) -> Path:
             f" {settings.embedding_model}"
         )
     return extracted(MOBILENET, MOBILENET_FILE)
-
-
-def _load_weights(path: Path) -> dict:
-    """Tensors by name, of a file that can run no code.
-
-    Raises:
-        UserError: there is no such file, or it holds something else.
-    """
-    import torch
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise nearly anything on what is no such file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"embeddings.embedding_weights: {path} cannot be read ({reason})") from None
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise UserError(f"embeddings.embedding_weights: {path} is no file of weights alone (a state_dict)")
-    return found
 
 
 # -- the stage

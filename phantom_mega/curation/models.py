@@ -57,13 +57,14 @@ def ask_or_reject[T](
         raise Rejection(reason, None, str(error)) from None
 
 
-def open_pretrained(what: str, name: str, kind: str) -> tuple[Any, Any]:
-    """(processor, model) of transformers in this process, on a GPU if there is one.
+def open_pretrained(what: str, name: str, kind: str, device: Any = None) -> tuple[Any, Any]:
+    """(processor, model) of transformers in this process.
 
     Args:
         what: the setting that names it, for messages.
         name: on the hub, or a folder.
         kind: class of transformers that picks the model's own.
+        device: where it computes; a GPU if there is one.
 
     Raises:
         UserError: it cannot be loaded, or misses weights.
@@ -79,7 +80,7 @@ def open_pretrained(what: str, name: str, kind: str) -> tuple[Any, Any]:
     except Exception as error:  # transformers raises nearly anything on what is no such model
         raise explain_missing(what, name, error) from None
     check_complete(what, name, info["missing_keys"])
-    return processor, model.to("cuda" if has_gpu() else "cpu").eval()
+    return processor, model.to(device or ("cuda" if has_gpu() else "cpu")).eval()
 
 
 def resources(backend: str, concurrency: int | None = None, local: Sequence[str] = ("transformers",)) -> dict[str, Any]:

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from phantom_mega.curation.models import open_pretrained
 
 
-def open_segment(name: str) -> Callable[[np.ndarray, Sequence[Sequence[int]]], np.ndarray]:
+def open_segment(
+    name: str, what: str = "crops.mask_model", device: Any = None
+) -> Callable[[np.ndarray, Sequence[Sequence[float]]], np.ndarray]:
     """The function of a frame, uint8 [H, W, 3], and boxes in its pixels: a mask of each, bool [boxes, H, W].
 
     Args:
         name: of the model on the hub, or its folder.
+        what: the setting that names it, for messages.
+        device: where it computes; a GPU if there is one.
 
     Raises:
         UserError: it cannot be loaded.
     """
     import torch
 
-    processor, model = open_pretrained("crops.mask_model", name, "AutoModelForMaskGeneration")
+    processor, model = open_pretrained(what, name, "AutoModelForMaskGeneration", device)
 
     @torch.no_grad()
-    def segment(frame: np.ndarray, boxes: Sequence[Sequence[int]]) -> np.ndarray:
+    def segment(frame: np.ndarray, boxes: Sequence[Sequence[float]]) -> np.ndarray:
         numbers = [[[float(side) for side in box] for box in boxes]]
         inputs = processor(images=frame, input_boxes=numbers, return_tensors="pt")
         sizes = {key: inputs[key] for key in ("original_sizes", "reshaped_input_sizes") if key in inputs}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -12,19 +13,23 @@ from phantom_mega.curation.models import open_pretrained
 Found = list[tuple[int, float, list[float]]]
 
 
-def open_zero_shot(name: str, threshold: float) -> Callable[[Image.Image, Sequence[str]], Found]:
+def open_zero_shot(
+    name: str, threshold: float, what: str = "detections.detector_model", device: Any = None
+) -> Callable[[Image.Image, Sequence[str]], Found]:
     """The function of a picture and phrases.
 
     Args:
         name: of the model on the hub, or its folder.
         threshold: score at least.
+        what: the setting that names it, for messages.
+        device: where it computes; a GPU if there is one.
 
     Raises:
         UserError: it cannot be loaded.
     """
     import torch
 
-    processor, model = open_pretrained("detections.detector_model", name, "AutoModelForZeroShotObjectDetection")
+    processor, model = open_pretrained(what, name, "AutoModelForZeroShotObjectDetection", device)
     # OWL looks at a picture once for all phrases and says which it found. The others see one text and answer with
     # pieces of it, which may belong to any phrase: they get one phrase at a time.
     together = model.config.model_type.startswith("owl")

@@ -88,6 +88,66 @@ def as_input(image: np.ndarray, mean: float, deviation: float) -> np.ndarray:
 # -- the models
 
 
+class Scrfd:
+    """A SCRFD detector of faces with landmarks.
+
+    Args:
+        path: of the ONNX file.
+        what: the setting that names it, for messages.
+
+    Raises:
+        SetupError: it cannot be loaded, or is no such model.
+    """
+
+    def __init__(self, path: str, what: str):
+        cv2.setNumThreads(1)
+        self._session = _open(path, what)
+        count, shape = len(self._session.get_outputs()), self._session.get_inputs()[0].shape
+        if count not in _STRIDES:
+            raise SetupError(
+                f"{what}={path} is no SCRFD detector with landmarks: it has {count} outputs instead of 9 or 15"
+            )
+        fixed = [length for length in shape[2:4] if isinstance(length, int)]
+        self._sides = (fixed[0],) if fixed else DETECTOR_SIDES
+        _try(self, path, what)
+
+    def __call__(self, image: np.ndarray) -> list[tuple[tuple[float, float, float, float], float, np.ndarray]]:
+        """(box inside of the picture, confidence, landmarks [5, 2]) of faces of uint8 [H, W, 3], RGB, surest first."""
+        found = []
+        for side in self._sides:
+            square, scale = into_square(image, side)
+            boxes, scores, landmarks = decode_scrfd(_run(self._session, as_input(square, 127.5, 128.0)), side)
+            found.append((boxes / scale, scores, landmarks / scale))
+        boxes, scores, landmarks = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return [
+            (inside(tuple(boxes[i]), *image.shape[:2]), float(scores[i]), landmarks[i])
+            for i in suppress(boxes, scores)[:MAX_FACES]
+        ]
+
+
+class Recognizer:
+    """A recogniser of aligned faces, as ArcFace.
+
+    Args:
+        path: of the ONNX file.
+        what: the setting that names it, for messages.
+        scale_inside: the model scales pixels itself; others are given (x - 127.5) / 127.5.
+
+    Raises:
+        SetupError: it cannot be loaded, or is no such model.
+    """
+
+    def __init__(self, path: str, what: str, scale_inside: bool = False):
+        self._session = _open(path, what)
+        self._scaling = (0.0, 1.0) if scale_inside else (127.5, 127.5)
+        _try(self, path, what)
+
+    def __call__(self, face: np.ndarray) -> np.ndarray:
+        """The vector, float32 [D] of length 1, of an aligned face, uint8 [112, 112, 3], RGB."""
+        (vector,) = _run(self._session, as_input(face, *self._scaling))
+        return unit(vector)
+
+
 class ArcFaces:
     """Faces of a picture.
 
@@ -99,50 +159,25 @@ class ArcFaces:
     """
 
     def __init__(self, settings: FaceSettings):
-        cv2.setNumThreads(1)
-        self._scaling = (0.0, 1.0) if settings.face_scale_inside else (127.5, 127.5)
-        self._detector = _open(settings.face_detector_path, "faces.face_detector_path")
-        self._recognizer = _open(settings.face_recognizer_path, "faces.face_recognizer_path")
-        count, shape = len(self._detector.get_outputs()), self._detector.get_inputs()[0].shape
-        if count not in _STRIDES:
-            raise SetupError(
-                f"faces.face_detector_path={settings.face_detector_path} is no SCRFD detector with landmarks: it has "
-                f"{count} outputs instead of 9 or 15"
-            )
-        fixed = [length for length in shape[2:4] if isinstance(length, int)]
-        self._sides = (fixed[0],) if fixed else DETECTOR_SIDES
-        blank = np.zeros((SIDE, SIDE, 3), np.uint8)
-        for name, path, use in (
-            ("face_detector_path", settings.face_detector_path, self._found),
-            ("face_recognizer_path", settings.face_recognizer_path, self._vector),
-        ):
-            try:
-                use(blank)
-            except Exception as error:  # the runtime raises its own, our decoding what numpy does
-                raise SetupError(
-                    f"faces.{name}={path} cannot be used ({type(error).__name__}: {str(error)[:300]})"
-                ) from None
+        self._detect = Scrfd(settings.face_detector_path, "faces.face_detector_path")
+        self._recognize = Recognizer(
+            settings.face_recognizer_path, "faces.face_recognizer_path", settings.face_scale_inside
+        )
 
     def __call__(self, image: np.ndarray) -> list[Face]:
         """Faces of uint8 [H, W, 3], RGB, the surest first."""
-        boxes, scores, landmarks = self._found(image)
         return [
-            Face(inside(tuple(boxes[i]), *image.shape[:2]), float(scores[i]), self._vector(align(image, landmarks[i])))
-            for i in suppress(boxes, scores)[:MAX_FACES]
+            Face(box, confidence, self._recognize(align(image, landmarks)))
+            for box, confidence, landmarks in self._detect(image)
         ]
 
-    def _found(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        found = []
-        for side in self._sides:
-            square, scale = into_square(image, side)
-            boxes, scores, landmarks = decode_scrfd(_run(self._detector, as_input(square, 127.5, 128.0)), side)
-            found.append((boxes / scale, scores, landmarks / scale))
-        boxes, scores, landmarks = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return boxes, scores, landmarks
 
-    def _vector(self, face: np.ndarray) -> np.ndarray:
-        (vector,) = _run(self._recognizer, as_input(face, *self._scaling))
-        return unit(vector)
+def _try(model: Scrfd | Recognizer, path: str, what: str) -> None:
+    """Use a model once: a file that is another model fails here, not at the first face."""
+    try:
+        model(np.zeros((SIDE, SIDE, 3), np.uint8))
+    except Exception as error:  # the runtime raises its own, our decoding what numpy does
+        raise SetupError(f"{what}={path} cannot be used ({type(error).__name__}: {str(error)[:300]})") from None
 
 
 def suppress(boxes: np.ndarray, scores: np.ndarray) -> list[int]:
@@ -157,9 +192,7 @@ def _open(path: str, name: str):
     try:
         import onnxruntime
     except ImportError:
-        raise SetupError(
-            "faces.face_backend=insightface needs the package onnxruntime: pip install -e '.[curation]'"
-        ) from None
+        raise SetupError(f"{name}={path} needs the package onnxruntime: pip install -e '.[curation]'") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # a worker has one core
     options.log_severity_level = 3
