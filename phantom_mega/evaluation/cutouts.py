@@ -125,6 +125,9 @@ def _cutouts(detector: str, threshold: float, mask_model: str, device: str) -> C
     return Cutouts(detect, _opened(functools.partial(open_segment, mask_model, "mask_model", device), MASK_SOURCE))
 
 
+forget_models = _cutouts.cache_clear
+
+
 def _opened[T](load: Callable[[], T], source: str) -> T:
     """What `load` gives; where it does not, the message tells where the model comes from."""
     try:

@@ -30,6 +30,7 @@ from phantom_mega.evaluation.metric import Item, Measured, Metric
 from phantom_mega.evaluation.remembered import Remembered
 
 FACES = ("largest", "closest")
+NO_PERSON = "no reference is a person"
 PACKS = "github.com/deepinsight/insightface/releases/tag/v0.7"
 DETECTOR_SOURCE = f"det_10g.onnx of buffalo_l ({PACKS})"
 _WITHOUT_FACES = ("animal", "clothes", "product", "landmark")
@@ -176,7 +177,7 @@ class FaceSim:
         pairs = zip(item.labels, seen.references, strict=True)
         asked = [number for number, (label, faces) in enumerate(pairs) if counts(label, bool(faces))]
         if not asked:
-            return Measured(0.0, "no reference is a person")
+            return Measured(0.0, NO_PERSON)
         most = 1 if self.settings.face == "largest" else None
         frames = [np.array([self.recognize(face) for face in faces[:most]]) for faces in seen.frames]
         references = [self.recognize(seen.references[i][0]) if seen.references[i] else None for i in asked]
@@ -190,6 +191,9 @@ class FaceSim:
 @functools.lru_cache(maxsize=1)
 def _faces(detector: str, confidence: float) -> Faces:
     return Faces(Scrfd(detector, "detector"), confidence)
+
+
+forget_models = _faces.cache_clear
 
 
 def _build(name: str, title: str, source: str, settings: FaceSimSettings, device: torch.device | str) -> Metric:
