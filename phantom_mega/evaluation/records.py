@@ -1,8 +1,8 @@
 """What was measured, on disk: a line for each (metric, video), appended whole, found again by a digest.
 
-`<metric>.<rank>.jsonl`, one file for each process, so that lines never mix. A digest names all that decides a value: the
-metric's settings, the video's bytes, the case. What changed is thus measured again, and nothing else; a line that a kill
-tore is none.
+`<metric>.<rank>.jsonl`, one file for each process, so that lines never mix. A digest names all that decides a value:
+the metric's settings, the video's bytes, the case. What changed is thus measured again, and nothing else; a line that a
+kill tore is none.
 """
 
 from __future__ import annotations

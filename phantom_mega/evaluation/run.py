@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,6 +51,10 @@ class Task:
     case: Case
     path: Path
     digests: dict[str, str] = field(default_factory=dict)
+
+    def without(self, metrics: Collection[str]) -> Task:
+        """The task with fewer metrics."""
+        return Task(self.case, self.path, {name: key for name, key in self.digests.items() if name not in metrics})
 
 
 def plan(methods: Sequence[Method], cases: Sequence[Case], config: EvaluationConfig) -> list[Task]:
@@ -188,34 +192,60 @@ def _record(task: Task, name: str, metric: Metric, item: Item) -> Record:
         return Record(key, id, None, reason if isinstance(error, UserError) else f"{type(error).__name__}: {reason}")
 
 
+def measure_share(
+    tasks: Sequence[Task], config: EvaluationConfig, device: torch.device, writer: RecordWriter, shown: bool = True
+) -> None:
+    """`measure` with a progress bar, if it is shown."""
+    with _bar(tasks, shown) as bar:
+        measure(tasks, config, device, writer, bar.update)
+
+
+def _bar(tasks: Sequence[Task], shown: bool = True) -> tqdm:
+    total = sum(len(task.digests) for task in tasks)
+    return tqdm(total=total, desc="measured", unit="value", disable=None if shown else True)
+
+
 # -- several processes
+
+
+def find_devices(first: torch.device, workers: int | None) -> list[torch.device]:
+    """Where each process of this machine computes.
+
+    Args:
+        first: as the command line says.
+        workers: processes; by default one for each GPU, one without.
+
+    Raises:
+        UserError: there is to be no process.
+    """
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers}; it must be at least 1")
+    gpus = torch.cuda.device_count() if first.type == "cuda" else 0
+    count = workers or max(1, gpus)
+    return [torch.device("cuda", i % gpus) if gpus else first for i in range(count)]
 
 
 def measure_on_workers(
     tasks: Sequence[Task],
     config: EvaluationConfig,
-    device_of: Callable[[int], torch.device],
+    devices: Sequence[torch.device],
     output: Path,
-    workers: int,
 ) -> None:
     """Measure all tasks on processes of this machine, which take tasks in turn.
 
     Args:
         tasks: of `left`.
         config: with the metrics' settings.
-        device_of: where a worker computes, by its number.
+        devices: where each process computes; one alone is this process.
         output: folder of records.
-        workers: processes.
 
     Raises:
         UserError: see `measure`.
         WorkerError: a process died.
     """
-    total = sum(len(task.digests) for task in tasks)
-    bar = tqdm(total=total, desc="measured", unit="value", disable=None)
+    workers = min(len(devices), max(1, len(tasks)))
     if workers == 1:
-        with bar:
-            measure(tasks, config, device_of(0), RecordWriter(output, 0), bar.update)
+        measure_share(tasks, config, devices[0], RecordWriter(output, 0))
         return
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     counter, errors = context.Value("q", 0), context.SimpleQueue()
@@ -223,11 +253,11 @@ def measure_on_workers(
     processes = [
         context.Process(
             target=_work,
-            args=(os.getpid(), tasks[rank::workers], config, device_of(rank), output, rank, threads, counter, errors),
+            args=(os.getpid(), tasks[rank::workers], config, devices[rank], output, rank, threads, counter, errors),
         )
         for rank in range(workers)
     ]
-    with bar, _ended(processes):
+    with _bar(tasks) as bar, _ended(processes):
         for process in processes:
             process.start()
         while any(process.is_alive() for process in processes):
@@ -252,7 +282,7 @@ def _ended(processes: Sequence[multiprocessing.Process]):
     finally:
         for process in processes:
             if process.is_alive():
-                os.kill(process.pid, signal.SIGKILL)  # lines are whole; nothing else needs an end
+                process.kill()  # lines are whole; nothing else needs an end
                 process.join()
 
 

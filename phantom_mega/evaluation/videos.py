@@ -19,7 +19,7 @@ from phantom_mega.files import digest_of
 from phantom_mega.generation.cases import Case
 from phantom_mega.images import open_reference
 
-NO_VIDEO = "there is no video"
+NO_VIDEO, UNREADABLE = "there is no video", "the video cannot be measured: it "
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,6 @@ def read_item(case: Case, path: Path) -> Item:
     try:
         frames, fps = read_video(path)
     except UserError as error:
-        raise UserError(f"the video {str(error).removeprefix(f'{path} ')}") from None
+        raise UserError(UNREADABLE + str(error).removeprefix(f"{path} ")) from None
     references: tuple[np.ndarray, ...] = tuple(open_reference(image, i) for i, image in enumerate(case.images, 1))
     return Item(case.id, frames, fps, case.prompt, references, tuple(labels_of(case)))
