@@ -18,6 +18,7 @@ input.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -46,6 +47,23 @@ def build_parser() -> argparse.ArgumentParser:
     add("--opens2v", nargs="+", type=Path, help="for each folder of videos, one with results of OpenS2V-Eval's scripts")
     add("--help-fields", action="store_true", help="print every setting with its meaning")
     return parser
+
+
+def stay_offline_without_network() -> None:
+    """Where the hub cannot be reached, look for models on this machine alone: each would be asked for half a minute.
+
+    Call it before anything imports huggingface_hub, which reads its settings then.
+    """
+    if "HF_HUB_OFFLINE" in os.environ:
+        return
+    import httpx
+
+    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        httpx.head(address, timeout=5)
+    except httpx.HTTPError:
+        print(f"{address} cannot be reached: models are looked for on this machine alone", file=sys.stderr)
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def settings_of(args: argparse.Namespace, overrides: list[str]):
@@ -168,6 +186,8 @@ def main() -> int:
         return 0
     if not args.videos or not args.cases:
         parser.error("--videos and --cases are needed")
+    if args.config != "tiny" or args.metrics:
+        stay_offline_without_network()
     config = settings_of(args, overrides)
     if not args.videos:
         parser.error("--videos needs a folder")

@@ -67,9 +67,13 @@ class FaceSimSettings:
         check_counts(metric, frames=self.frames)
         if not 0 < self.confidence < 1:
             raise UserError(f"{metric}.confidence={self.confidence}; it must be between 0 and 1")
-        for name, where in (("detector", DETECTOR_SOURCE), ("recognizer", source)):
-            if not Path(getattr(self, name)).is_file():
-                raise UserError(f"{metric}.{name}={getattr(self, name)!r}: no such file; get {where}")
+        lacking = [
+            f"{metric}.{name}={getattr(self, name)!r}: no such file; get {where}"
+            for name, where in (("detector", DETECTOR_SOURCE), ("recognizer", source))
+            if not Path(getattr(self, name)).is_file()
+        ]
+        if lacking:
+            raise UserError("; ".join(lacking))
 
 
 # -- pure

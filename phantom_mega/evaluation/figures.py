@@ -66,7 +66,10 @@ def radar(tables: Tables) -> Image.Image | None:
         axes.set_ylim(0, 1)
         axes.set_yticks([0.25, 0.5, 0.75, 1], ["", "0.5", "", "1"])
         axes.set_xticks(angles, [_label(tables, name) for name in names])
-        axes.tick_params(axis="x", pad=14)
+        axes.tick_params(axis="x", pad=8)
+        for label, angle in zip(axes.get_xticklabels(), angles):
+            side = math.sin(angle)
+            label.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
         for method, colour in zip(results.methods, _cycle(len(results.methods))):
             means = [summaries[method.name, name, ALL].interval.mean for name in names]
             places = [place(name, mean) for name, mean in zip(names, means)]
@@ -115,7 +118,7 @@ class Chosen:
 
 def choose(results: Results) -> list[Chosen]:
     """Best, median and worst case of each metric, by the first method; of several methods by the difference of the
-    first two. Cases that stand at several ranks (there are few) are shown once.
+    first two. Cases that stand at several ranks (there are few) are shown once; those without a video of each are not.
     """
     names = [method.name for method in results.methods]
     ranks = ("best", "median", "worst")
@@ -126,7 +129,8 @@ def choose(results: Results) -> list[Chosen]:
         values = [results.counted(name, metric) for name in names[:2]]
         sign = 1 if METRICS[metric].higher_is_better else -1
         rest = values[1] if len(names) > 1 else dict.fromkeys(values[0], 0.0)
-        order = sorted(values[0], key=lambda id: -sign * (values[0][id] - rest[id]))
+        seen = [id for id in values[0] if not any(results.values[name][metric][id].broken for name in names[:2])]
+        order = sorted(seen, key=lambda id: -sign * (values[0][id] - rest[id]))
         found: dict[str, str] = {}
         for rank, place in zip(ranks, (0, len(order) // 2, len(order) - 1)):
             if order:
@@ -170,8 +174,8 @@ def _stacked(results: Results, chosen: Chosen, case: Case, drawn: dict) -> Image
         value = results.values[method.name][chosen.metric][case.id]
         title = f"{METRICS[chosen.metric].title} {number(value.value, chosen.metric)}"
         name = f"{shown(method.name, 40)}: " if len(results.methods) > 1 else ""
-        about = f"{chosen.rank if not name else ''}   {name}{case.id}   {shown(value.missing, 90)}".strip()
-        cards.append(_card(case, title, about, drawn[method.name, case.id]))
+        missing = "" if value.broken else f"   {shown(value.missing, 90)}"
+        cards.append(_card(case, title, f"{name}{case.id}{missing}", drawn[method.name, case.id]))
     width = max(one.width for one in cards)
     out = Image.new("RGB", (width, sum(one.height for one in cards)), "white")
     y = 0

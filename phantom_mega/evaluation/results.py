@@ -41,6 +41,11 @@ class Value:
     detail: dict[str, float] = field(default_factory=dict)
     failed: bool = False
 
+    @property
+    def broken(self) -> bool:
+        """Whether there is no video, it cannot be read, or the metric failed on it."""
+        return self.failed or self.missing == NO_VIDEO or self.missing.startswith(UNREADABLE)
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -94,7 +99,7 @@ class Results:
             for method, metrics in self.values.items()
             for values in metrics.values()
             for id, value in values.items()
-            if value.failed or value.missing == NO_VIDEO or value.missing.startswith(UNREADABLE)
+            if value.broken
         }
         return len(broken)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import math
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
 
 from phantom_mega.errors import SetupError, UserError
 from phantom_mega.evaluation.config import EvaluationConfig
@@ -103,12 +105,16 @@ def unavailable(config: EvaluationConfig, names: Sequence[str]) -> dict[str, str
         names: of metrics.
     """
     found = {}
+    _quiet()
     for stage in tqdm(stages(names), desc="models", unit="stage", leave=False, disable=None):
         for name in stage:
             try:
+                logging.disable(logging.ERROR)  # open_clip logs what it raises, too
                 METRICS[name].build(getattr(config, name), "cpu")
             except UserError as error:
                 found[name] = str(error)
+            finally:
+                logging.disable(logging.NOTSET)
         _release()
     return found
 
@@ -125,6 +131,11 @@ def explain_unavailable(found: dict[str, str], names: Sequence[str]) -> str:
     lines = [f"{len(found)} of {len(names)} metrics cannot be measured, for their models are not there:"]
     lines += [f"  {name}: {reason}" for name, reason in found.items()]
     return "\n".join([*lines, f"Get the models (docs/evaluation.md), {choose}leave these out with --skip-missing."])
+
+
+def _quiet() -> None:
+    """Keep transformers' bars of weights out of the way; those of downloads stay."""
+    transformers_logging.disable_progress_bar()
 
 
 def _release() -> None:
@@ -153,6 +164,7 @@ def measure(
     Raises:
         UserError: a model cannot be loaded, or a mistake that every video would meet.
     """
+    _quiet()
     for stage in stages(config.evaluation.metrics):
         todo = [task for task in tasks if any(name in task.digests for name in stage)]
         used = {name for task in todo for name in task.digests}

@@ -90,14 +90,19 @@ def notes(tables: Tables, confidence: float) -> list[str]:
     for method in tables.results.methods:
         absent = [case.id for case in tables.results.cases if case.id not in method.videos]
         if absent:
-            found.append(f"{method.name}: no video of {len(absent)} cases: {shortened(absent, 20)}.")
+            found.append(f"{method.name}: no video of {shortened(absent, 20)} ({_counted(len(absent))}).")
         if method.extra:
-            found.append(f"{method.name}: {len(method.extra)} videos are of no case: {shortened(method.extra, 20)}.")
+            found.append(f"{method.name}: of no case: {shortened(method.extra, 20)} ({_counted(len(method.extra))}).")
         scores = tables.opens2v[method.name]
-        total = f"{scores.summary.total:.2%} ({scores.summary.split})" if scores.summary else f"none: {scores.why}"
-        found.append(f"{method.name}: total score of OpenS2V-Eval: {total}.")
+        if scores.results:
+            total = f"{scores.summary.total:.2%} ({scores.summary.split})" if scores.summary else f"none, {scores.why}"
+            found.append(f"{method.name}: total score of OpenS2V-Eval: {total}.")
     found += [f"{METRICS[name].title} was left out: {why}." for name, why in tables.results.skipped.items()]
     return found
+
+
+def _counted(videos: int) -> str:
+    return f"{videos} {'video' if videos == 1 else 'videos'}"
 
 
 def _notes(tables: Tables, confidence: float) -> list[str]:
