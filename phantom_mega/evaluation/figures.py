@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -33,11 +32,11 @@ _COLOURS = (COLOURS[1], COLOURS[0], *COLOURS[2:])
 # -- radar
 
 
-def axis_of(metric: str) -> tuple[str, float]:
-    """(title of a metric's axis, its end). Outwards is better: where lower is better, the axis shows what is left."""
+def axis_of(metric: str) -> str:
+    """Title of a metric's axis. Outwards is better: where lower is better, the axis shows what is left."""
     entry = METRICS[metric]
     title = entry.title if entry.higher_is_better else f"{entry.most:g} − {entry.title}"
-    return (title if entry.most == 1 else f"{title} / {entry.most:g}"), entry.most
+    return title if entry.most == 1 else f"{title} / {entry.most:g}"
 
 
 def place(metric: str, value: float) -> float:
@@ -59,11 +58,12 @@ def radar(tables: Tables) -> Image.Image | None:
         return None
     angles = np.linspace(0, 2 * math.pi, len(names), endpoint=False)
     with rc_context(STYLE | {"font.size": 9}):
-        figure = Figure(figsize=(8, 7), dpi=120, facecolor="white", layout="constrained")
+        figure = Figure(figsize=(9, 7), dpi=120, layout="constrained")
         axes = figure.add_subplot(projection="polar")
         axes.set_theta_offset(math.pi / 2)
         axes.set_theta_direction(-1)
         axes.set_ylim(0, 1)
+        axes.set_rlabel_position(180 / len(names))  # between the first two axes
         axes.set_yticks([0.25, 0.5, 0.75, 1], ["", "0.5", "", "1"])
         axes.set_xticks(angles, [_label(tables, name) for name in names])
         axes.tick_params(axis="x", pad=8)
@@ -82,10 +82,10 @@ def radar(tables: Tables) -> Image.Image | None:
 
 def _label(tables: Tables, metric: str) -> str:
     """Title of an axis, under it the mean of each method."""
-    means = [
-        number(tables.summaries[method.name, metric, ALL].interval.mean, metric) for method in tables.results.methods
-    ]
-    return f"{axis_of(metric)[0]}\n{' · '.join(means[:4])}"
+    entry = METRICS[metric]
+    means = [tables.summaries[method.name, metric, ALL].interval.mean for method in tables.results.methods[:4]]
+    texts = [number(mean if entry.higher_is_better else entry.most - mean, metric) for mean in means]
+    return f"{axis_of(metric)}\n{' · '.join(texts)}"
 
 
 def _cycle(count: int) -> list[str]:
@@ -94,7 +94,7 @@ def _cycle(count: int) -> list[str]:
 
 def _drawn(figure: Figure) -> Image.Image:
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    figure.savefig(buffer, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.2)
     return Image.open(buffer).convert("RGB")
 
 
