@@ -161,7 +161,7 @@ def test_markdown_keeps_its_columns_whatever_names_hold(output, tables):
 def test_pictures_show_every_method(output, results, tables):
     for name in ("radar.png", "grid.png"):
         picture = np.asarray(Image.open(output / name).convert("RGB"))
-        assert picture.shape[0] > 300 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
+        assert picture.shape[0] > 300 and len(np.unique(picture[::9, ::9].reshape(-1, 3), axis=0)) > 20
     two = radar(tables)
     assert two is not None and place("copy_paste", 0.25) == 0.75 and place("viclip_t", 20.0) == 0.5
     few = tables_of(results, load_config("tiny", ["evaluation.resamples=99"]), "Open-Domain")
