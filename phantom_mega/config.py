@@ -187,6 +187,8 @@ class DataConfig:
 
     index_path: list[str] = field(default_factory=list)
     """Data sets: paths of `index.parquet` files, or of the folders that hold them."""
+    valid_index_path: list[str] = field(default_factory=list)
+    """Held-out data sets, of which nothing is trained on (`train.eval_interval`); empty means no evaluation."""
     seq_length: int = 2048
     """Visual tokens of a pack (a microbatch); a sample larger than this is left out of the plan and counted."""
     text_seq_length: int = 512
@@ -276,6 +278,20 @@ class TrainConfig:
     """Before loading, compare every file's SHA-256 with `integrity.json`, divided over ranks; false compares sizes."""
     log_interval: int = 1
     """Iterations between log lines."""
+    eval_interval: int = 0
+    """Iterations between evaluations on `data.valid_index_path`, and one at the end; 0 switches them off."""
+    eval_iters: int = 16
+    """Packs of held-out samples, over all ranks, whose loss is computed; always the same ones."""
+    eval_timesteps: list[float] = field(default_factory=lambda: [0.1, 0.3, 0.5, 0.7, 0.9])
+    """Timesteps in (0, 1), 1 is noise, at which every held-out sample's loss is computed; the loss is their mean."""
+    eval_videos: int = 4
+    """Sample videos of held-out subjects in each evaluation; the rank that makes one holds the whole model besides its
+    part of the training, so set 0 where memory is short."""
+    eval_video_steps: int = 25
+    """Denoising steps of a sample video."""
+    eval_metrics: list[str] = field(default_factory=lambda: ["tower_i", "temporal_flickering"])
+    """Metrics of the sample videos: built-in names, or `module:function`, called as `function(config, device)`, which
+    returns a `phantom_mega.evaluation.metric.Metric`."""
     timestep_bins: int = 10
     """Bins of the loss per timestep in TensorBoard."""
     exit_interval: int | None = None

@@ -14,6 +14,17 @@ def metrics_path(run: Path) -> Path:
     return run / "metrics.jsonl"
 
 
+def evaluations_path(run: Path) -> Path:
+    """Where a run's evaluations are: one JSON object for each, as for iterations."""
+    return run / "eval.jsonl"
+
+
+def read_evaluations(run: Path) -> list[dict]:
+    """All evaluations of a run, in order; empty where there are none."""
+    path = evaluations_path(run)
+    return [found for _, found in _read_lines(path)] if path.exists() else []
+
+
 def read_metrics(run: Path) -> list[dict]:
     """Metrics of every iteration of a run, in order.
 

@@ -27,11 +27,11 @@ holds_checkpoint() { # FOLDER: a run's, its `checkpoints`, or a checkpoint's own
         -s $1/trainer_state.json ]]
 }
 
-check_data_index() { # of DATA_INDEX, paths of data sets joined by commas
+check_data_index() { # VARIABLE: paths of data sets joined by commas
     local path
-    for path in ${DATA_INDEX//,/ }; do
+    for path in ${!1//,/ }; do
         [[ -f $path || -f $path/index.parquet ]] ||
-            fail "DATA_INDEX: no data set at '$path' (looked for it and for $path/index.parquet from $PWD)"
+            fail "$1: no data set at '$path' (looked for it and for $path/index.parquet from $PWD)"
     done
 }
 
@@ -66,12 +66,16 @@ run_stage() { # RECIPE LOAD-RECIPE ARGUMENTS...: LOAD-RECIPE is empty for a stag
     [[ -n $load || -z $load_recipe ]] || load=runs/$load_recipe$suffix/checkpoints
 
     if [[ -n ${DATA_INDEX:-} ]]; then
-        check_data_index
+        check_data_index DATA_INDEX
         arguments+=("data.index_path=[$DATA_INDEX]")
     elif [[ $recipe != *.yaml ]] && ! has_argument data.index_path "$@"; then
         fail "DATA_INDEX is not set: the folder of the training data's index.parquet, or several joined by commas." \
             "Example: DATA_INDEX=/data/phantom/train sbatch slurm/stage1_256p.sh." \
             "Sample data: launchers/quickstart.sh makes runs/quickstart/curated/shards/train"
+    fi
+    if [[ -n ${VALID_INDEX:-} ]]; then
+        check_data_index VALID_INDEX
+        arguments+=("data.valid_index_path=[$VALID_INDEX]")
     fi
     if [[ -n $load ]] && ! has_argument train.load "$@"; then
         holds_checkpoint "$load" || holds_checkpoint "$RUN_DIR" ||
@@ -80,7 +84,8 @@ run_stage() { # RECIPE LOAD-RECIPE ARGUMENTS...: LOAD-RECIPE is empty for a stag
         arguments+=("train.load=$load")
     fi
     if [[ -n ${MODEL:-} ]]; then recipe=$(recipe_with_model "$recipe"); fi
-    [[ -z ${CONTAINER_IMAGE:-} ]] || mount_outside_repository "$RUN_DIR" "$load" ${DATA_INDEX:+${DATA_INDEX//,/ }}
+    [[ -z ${CONTAINER_IMAGE:-} ]] || mount_outside_repository "$RUN_DIR" "$load" \
+        ${DATA_INDEX:+${DATA_INDEX//,/ }} ${VALID_INDEX:+${VALID_INDEX//,/ }}
 
     # A batch job that stops early is put back into the queue; a script run by hand just ends (exit code 75).
     export REQUEUE=${REQUEUE:-$([[ -n ${SLURM_JOB_ID:-} ]] && echo 1 || echo 0)}

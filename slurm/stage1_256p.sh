@@ -6,8 +6,9 @@
 #   DATA_INDEX=... bash slurm/stage1_256p.sh                                         on this machine, without Slurm
 #
 # Five minutes before its time limit the job writes a checkpoint and goes back into the queue, until training is done.
-# Trailing arguments go to launchers/train.py. Environment: DATA_INDEX (needed), RECIPE [stage1_256p], MODEL
-# (phantom_3b, phantom_7b) [the recipe's], RUN_DIR [runs/RECIPE-MODEL], LOAD, and all of launchers/run.sh --help.
+# Trailing arguments go to launchers/train.py. Environment: DATA_INDEX (needed), VALID_INDEX (held-out
+# samples), RECIPE [stage1_256p], MODEL (phantom_3b, phantom_7b) [the recipe's], RUN_DIR [runs/RECIPE-MODEL], LOAD, and
+# all of launchers/run.sh --help.
 # From a pre-trained model (docs/base_models.md): MODEL=seedvr_7b LOAD=runs/seedvr ... train.finetune=true.
 #SBATCH --job-name=stage1_256p
 #SBATCH --nodes=16

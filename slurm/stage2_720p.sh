@@ -6,9 +6,9 @@
 #   DATA_INDEX=... LOAD=runs/other/checkpoints bash slurm/stage2_720p.sh             on this machine, without Slurm
 #
 # Five minutes before its time limit the job writes a checkpoint and goes back into the queue, until training is done.
-# Trailing arguments go to launchers/train.py. Environment: DATA_INDEX (needed), RECIPE [stage2_720p], MODEL
-# (phantom_3b, phantom_7b) [the recipe's], RUN_DIR [runs/RECIPE-MODEL], LOAD [stage 1's default RUN_DIR/checkpoints],
-# and all of launchers/run.sh --help.
+# Trailing arguments go to launchers/train.py. Environment: DATA_INDEX (needed), VALID_INDEX (held-out
+# samples), RECIPE [stage2_720p], MODEL (phantom_3b, phantom_7b) [the recipe's], RUN_DIR [runs/RECIPE-MODEL], LOAD
+# [stage 1's default RUN_DIR/checkpoints], and all of launchers/run.sh --help.
 #SBATCH --job-name=stage2_720p
 #SBATCH --nodes=16
 #SBATCH --ntasks-per-node=1

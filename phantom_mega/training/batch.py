@@ -6,17 +6,18 @@ S: visual tokens of the padded pack, B: samples, P: numbers of a visual token (4
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from phantom_mega.conditioning.head import SampleFeatures
 from phantom_mega.config import RunConfig
-from phantom_mega.data.plan import Pack
+from phantom_mega.data.plan import Pack, PlannedSample
 from phantom_mega.flow import interpolate, velocity
 from phantom_mega.geometry import patchify
 from phantom_mega.packs import PackInputs, PackLayout
-from phantom_mega.training.draws import draw_sample
+from phantom_mega.training.draws import SampleDraws, draw_sample
 from phantom_mega.windows import WindowSpec
 
 
@@ -35,6 +36,12 @@ class TrainingBatch:
     weight: torch.Tensor
 
 
+def training_draws(sample: PlannedSample, latent_shape: tuple[int, ...], config: RunConfig) -> SampleDraws:
+    """Draws of a sample in its epoch, by the run's seed (`draws.draw_sample`)."""
+    pixels = sample.height * sample.width * sample.num_frames
+    return draw_sample(config.train.seed, sample.epoch, sample.key, latent_shape, pixels, config.flow)
+
+
 def build_batch(
     pack: Pack,
     features: list[SampleFeatures],
@@ -42,6 +49,7 @@ def build_batch(
     config: RunConfig,
     device: torch.device | str,
     dtype: torch.dtype,
+    draw: Callable[[PlannedSample, tuple[int, ...], RunConfig], SampleDraws] = training_draws,
 ) -> TrainingBatch:
     """Noise the latents, drop conditions, lay out the pack.
 
@@ -52,12 +60,12 @@ def build_batch(
         config: flow, data and model sections are read.
         device: where the tensors go.
         dtype: type of the model's inputs; targets and noise mixing stay float32.
+        draw: noise, timestep and dropout of a sample, given its latents' shape.
     """
     shapes, visual, target, texts, clips, timesteps, valid = [], [], [], [], [], [], []
     for sample, encoded in zip(pack, features, strict=True):
         latents = encoded.latents.float()
-        pixels = sample.height * sample.width * sample.num_frames
-        draws = draw_sample(config.train.seed, sample.epoch, sample.key, tuple(latents.shape), pixels, config.flow)
+        draws = draw(sample, tuple(latents.shape), config)
         noise = draws.noise.to(latents.device)
         tokens = [patchify(interpolate(latents, noise, draws.timestep))]
         target.append(patchify(velocity(latents, noise)))

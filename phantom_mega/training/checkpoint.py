@@ -36,30 +36,10 @@ from phantom_mega.config_io import load_run_config, to_yaml
 from phantom_mega.core import fp8
 from phantom_mega.errors import UserError
 from phantom_mega.processes import end_with_parent
+from phantom_mega.training.collective import everywhere, on_first_rank
 from phantom_mega.training.optimizer import reset_average, reset_moments
 
 METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
-
-
-def _everywhere(value: object) -> object:
-    """Rank 0's value, on every rank."""
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def _on_first_rank(function: Callable[[], object]) -> object:
-    """Run on rank 0 alone; all ranks return its result, or raise UserError with its message."""
-    result, error = None, None
-    if dist.get_rank() == 0:
-        try:
-            result = function()
-        except (OSError, UserError) as problem:
-            error = str(problem)
-    result, error = _everywhere((result, error))
-    if error is not None:
-        raise UserError(error)
-    return result
 
 
 # -- finding
@@ -81,11 +61,11 @@ def choose_checkpoint(path: Path, *, hashes: bool, own: bool, say: Callable[[str
         UserError: there are checkpoints, but none is good.
     """
     damaged: list[tuple[Path, list[str]]] = []
-    for candidate in _on_first_rank(lambda: folder.candidates(path)):
+    for candidate in on_first_rank(lambda: folder.candidates(path)):
         problems = _verify(candidate, hashes)
         if not problems:
             if own and damaged:
-                _on_first_rank(lambda good=candidate: _set_aside([bad for bad, _ in damaged], good))
+                on_first_rank(lambda good=candidate: _set_aside([bad for bad, _ in damaged], good))
             return candidate
         say(f"{candidate} is damaged: {'; '.join(problems[:5])}" + (" ..." if len(problems) > 5 else ""))
         damaged.append((candidate, problems))
@@ -148,7 +128,7 @@ class CheckpointSaver:
     def __init__(self, run: Path, config: RunConfig, say: Callable[[str], None] = print):
         self.root, self.config, self.say = folder.checkpoint_root(run), config, say
         self.seconds = 0.0
-        self._tag = _everywhere(uuid.uuid4().hex[:8])
+        self._tag = everywhere(uuid.uuid4().hex[:8])
         self._queue = AsyncCallsQueue(persistent=False)
         self._pending: Path | None = None
         self._cleaned = False
@@ -168,7 +148,7 @@ class CheckpointSaver:
         """
         self.wait()
         started = time.monotonic()
-        temporary = _on_first_rank(lambda: self._open(iteration))
+        temporary = on_first_rank(lambda: self._open(iteration))
         content = _sharded_state(chunks, optimizer, is_loading=False)
         content["scheduler"] = scheduler.state_dict()
         strategy = FullyParallelSaveStrategyWrapper(TorchDistSaveShardedStrategy(), _data_parallel_group())
@@ -184,7 +164,7 @@ class CheckpointSaver:
             "config.yaml": to_yaml(self.config),
             folder.STATE: json.dumps({"iteration": iteration, **state}, indent=1),
         }
-        request.add_finalize_fn(lambda: _on_first_rank(lambda: self._publish(temporary, iteration, descriptions)))
+        request.add_finalize_fn(lambda: on_first_rank(lambda: self._publish(temporary, iteration, descriptions)))
         self._pending = temporary
         if background:
             self._guarded(lambda: self._queue.schedule_async_request(request))
@@ -225,7 +205,7 @@ class CheckpointSaver:
             return function()
         except (CheckpointException, OSError, UserError) as error:
             failure, temporary, self._pending = error, self._pending, None
-        raise UserError(_on_first_rank(lambda: self._why(failure, temporary)))
+        raise UserError(on_first_rank(lambda: self._why(failure, temporary)))
 
     def _why(self, error: Exception, temporary: Path) -> str:
         free = shutil.disk_usage(self.root).free
@@ -276,7 +256,7 @@ def load_checkpoint(path: Path, chunks: list, optimizer, scheduler, config: RunC
     """
     check_same_model(path, config)
     # Before megatron reads it: torch unpickles `.metadata` and byte items without asking.
-    _on_first_rank(lambda: safe.check(path))
+    on_first_rank(lambda: safe.check(path))
     state = json.loads((path / folder.STATE).read_text())
     model_only = state.get("content") == "model"
     if model_only and not finetune:

@@ -49,6 +49,7 @@ def describe(trainer: Trainer) -> str:
             f"{config.data.text_seq_length} text-stream tokens, {train.global_batch_size // dp} a rank",
             f"run          iterations {trainer.iteration} to {train.train_iters}, {epochs:.2f} epochs of {packs} packs",
             f"data         {trainer.source.plan.report(0)}",
+            f"evaluation   {trainer.evaluation.describe() if trainer.evaluation else 'none'}",
         ]
     )
 

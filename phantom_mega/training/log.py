@@ -1,5 +1,7 @@
 """What a run tells: Megatron's log line, TensorBoard under Megatron's tags, and one JSON line per iteration.
 
+`eval_log.py` has the same for evaluations.
+
 Only the last rank writes (it holds the loss under pipeline parallelism), as in Megatron-LM.
 """
 
@@ -16,7 +18,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from phantom_mega.config import TrainConfig
-from phantom_mega.metrics import keep_until, metrics_path
+from phantom_mega.metrics import evaluations_path, keep_until, metrics_path
+from phantom_mega.training import eval_log
 
 
 @dataclass
@@ -94,12 +97,13 @@ class RunLog:
     """
 
     def __init__(self, folder: Path | None, train: TrainConfig, start: int, active: bool):
-        self.train, self.active, self.writer, self.file = train, active, None, None
+        self.train, self.active, self.folder, self.writer, self.file = train, active, folder, None, None
         if not active:
             return
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            keep_until(metrics_path(folder), start)
+            for record in (metrics_path(folder), evaluations_path(folder)):
+                keep_until(record, start)
             self.file = open(metrics_path(folder), "a", buffering=1)  # noqa: SIM115 (closed in close)
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         hidden = not (train.progress_bar and sys.stderr.isatty())
@@ -126,6 +130,16 @@ class RunLog:
             self.writer.add_scalar("flow loss vs samples", metrics.loss, metrics.consumed_samples)
         if metrics.iteration % self.train.log_interval == 0:
             self.message(log_line(metrics, self.train))
+
+    def evaluation(self, evaluated: eval_log.Evaluated) -> None:
+        """Record one evaluation."""
+        if not self.active:
+            return
+        if self.folder is not None:
+            eval_log.to_tensorboard(evaluated, self.writer)
+            eval_log.append(evaluated, self.folder)
+        for line in eval_log.lines(evaluated):
+            self.message(line)
 
     def close(self) -> None:
         """Flush everything."""

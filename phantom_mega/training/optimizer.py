@@ -6,6 +6,8 @@ resharded by the same code as `exp_avg`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -26,6 +28,21 @@ class EmaDistributedOptimizer(DistributedOptimizer):
     def optimizer_state_keys(self) -> tuple[str, ...]:
         """State tensors that are saved and loaded for every parameter."""
         return (*super().optimizer_state_keys, "ema")
+
+    @torch.no_grad()
+    def whole_average(self, param: torch.nn.Parameter) -> torch.Tensor:
+        """float32 average of a model parameter of this rank, put together from the data-parallel ranks that share it.
+
+        A collective call of those ranks.
+        """
+        whole = torch.zeros(param.numel(), dtype=torch.float32, device=param.device)
+        if param in self.model_param_group_index_map:  # this rank holds a part of it
+            group, place = self.model_param_group_index_map[param]
+            part = self.optimizer.state[self.optimizer.param_groups[group]["params"][place]]["ema"]
+            held = self._get_model_param_range_map(param)["param"]
+            whole[held.start : held.end].copy_(part.view(-1))
+        torch.distributed.all_reduce(whole, group=self.data_parallel_group)
+        return whole.view(param.shape)
 
 
 def build_optimizer(wrapped: list[torch.nn.Module], config: RunConfig) -> ChainedOptimizer:
@@ -123,6 +140,14 @@ def update_ema(optimizer: ChainedOptimizer, decay: float, updates: int) -> float
             averages = [part.optimizer.state[param]["ema"] for param in params]
             torch._foreach_lerp_(averages, [param.float() for param in params], 1 - decay)
     return decay
+
+
+def averages(optimizer: ChainedOptimizer) -> Callable[[torch.nn.Parameter], torch.Tensor]:
+    """From a model parameter to its float32 average (`EmaDistributedOptimizer.whole_average`); for `core_to_hf`."""
+    # Of the buffers: the optimizer's own maps hold the parameters alone that this data-parallel rank has a part of.
+    parts = optimizer.chained_optimizers
+    owner = {param: part for part in parts for buffer in part.buffers for param in buffer.params}
+    return lambda param: owner[param].whole_average(param)
 
 
 @torch.no_grad()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -117,6 +119,15 @@ class BatchSource:
             if one is not None:
                 one.close()
         self.ahead = self.loader = None
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """No thread decodes or encodes inside, so that others may use the encoders and the memory; then all goes on."""
+        was_open = self.loader is not None
+        self.close()
+        yield
+        if was_open:
+            self.open(self.position)
 
     def next(self) -> StepData:
         """The next iteration's microbatches.

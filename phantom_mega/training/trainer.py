@@ -33,6 +33,7 @@ from phantom_mega.parallel_layout import check_layout, check_num_microbatches
 from phantom_mega.precision import check_precision
 from phantom_mega.training import checkpoint
 from phantom_mega.training import optimizer as optim
+from phantom_mega.training.evaluation import Evaluation
 from phantom_mega.training.guard import StepGuard
 from phantom_mega.training.log import IterationMetrics, RunLog
 from phantom_mega.training.signals import StopSignals
@@ -75,6 +76,8 @@ class Trainer:
         self.watch = HangWatch(60 * config.parallel.distributed_timeout_minutes, self._position)
         self.watch.progress("loading a checkpoint")
         self._load()
+        self.watch.progress("preparing the evaluation")
+        self.evaluation = Evaluation.of(self)
         self.watch.stop()
 
     def kernels(self) -> list[str]:
@@ -135,7 +138,8 @@ class Trainer:
     def train(self) -> int:
         """Run to the end of the recipe; returns the process's exit code (0, or `EXIT_RESUMABLE`)."""
         train, started, first = self.config.train, time.monotonic(), self.iteration
-        if self.iteration >= train.train_iters:
+        missed = self.evaluation is not None and self.evaluation.missed()
+        if self.iteration >= train.train_iters and not missed:
             self.say(f"nothing to do: {self.iteration} of {train.train_iters} iterations are done")
             return 0
         self.say(str(self.source.plan.report(0)))
@@ -145,23 +149,29 @@ class Trainer:
             closing.callback(self.log.close)
             closing.callback(self.source.close)
             closing.callback(self.watch.stop)
+            if self.evaluation:
+                self.evaluation.prepare()
+            whole = self.evaluation.run(signals) if missed else True
             self.source.open(self.consumed_samples)
             while self.iteration < train.train_iters:
                 self.watch.progress("training")
                 self.log.iteration(self.step())
                 if self.saver:
                     self.saver.poll()
-                if train.save_interval and self.iteration % train.save_interval == 0:
+                last = self.iteration == train.train_iters
+                if last or (train.save_interval and self.iteration % train.save_interval == 0):
                     self.save()
+                if self.evaluation and self.evaluation.due(self.iteration):
+                    whole = self.evaluation.run(signals)
                 reason = self._stop_reason(signals, self.iteration - first, time.monotonic() - started)
-                if reason and self.iteration < train.train_iters:
+                if reason and not last:
                     self.save()
                     self._finish_save()
                     self.say(f"stopped at iteration {self.iteration}: {reason}")
                     return EXIT_RESUMABLE
-            self.save()
             self._finish_save()
-            return 0
+            # A last evaluation that a signal cut short is made up for by the next start.
+            return 0 if whole else EXIT_RESUMABLE
 
     def _finish_save(self) -> None:
         if self.saver:

@@ -7,6 +7,8 @@ import pytest
 from phantom_mega.evaluation.alignment import (
     REFERENCE_SIDE,
     Aligner,
+    Frame,
+    by_correlation,
     correlation,
     grey,
     lay,
@@ -32,7 +34,7 @@ def agreement(found):
 
 @pytest.mark.parametrize(("scale", "left", "top"), [(0.5, 300, 200), (1.0, 7, 11), (1.8, 60, 30)])
 def test_a_pasted_reference_is_found_at_any_size_and_place(scale, left, top):
-    found = Aligner(texture(150, 170)).align(pasted(texture(150, 170), scale, left, top))
+    found = Aligner(texture(150, 170)).align(Frame(pasted(texture(150, 170), scale, left, top)))
     assert agreement(found) > 0.95 and found.inside.mean() > 0.97 and abs(found.degrees) < 1
 
 
@@ -43,20 +45,27 @@ def test_a_smooth_picture_without_keypoints_is_found_by_correlation():
     frame[100:220, 200:360] = smooth
     aligner = Aligner(smooth)
     assert len(aligner.keypoints.points) < 6
-    assert agreement(aligner.align(frame)) > 0.98
+    assert agreement(aligner.align(Frame(frame))) > 0.98
+
+
+def test_centres_of_pixels_lie_at_half_integers():
+    reference = grey(texture(40, 50))
+    frame = cv2.resize(reference, (200, 160), interpolation=cv2.INTER_LINEAR)
+    found = by_correlation(reference, np.ones((40, 50), bool), frame)
+    np.testing.assert_allclose(found, [[4, 0, 1.5], [0, 4, 1.5]], atol=0.2)
 
 
 def test_a_turned_copy_is_found_with_its_angle():
     reference = texture(150, 170)
     turn = cv2.getRotationMatrix2D((250, 180), 25, 1)  # counterclockwise, y pointing down
     frame = cv2.warpAffine(pasted(reference, 1.0, 160, 100), turn, (512, 360))
-    found = Aligner(reference).align(frame)
+    found = Aligner(reference).align(Frame(frame))
     assert agreement(found) > 0.9 and found.degrees == pytest.approx(-25, abs=1)
 
 
 def test_a_mirrored_copy_is_not_found():
     reference = texture(150, 170)
-    found = Aligner(reference).align(pasted(np.ascontiguousarray(reference[:, ::-1]), 1.0, 100, 50))
+    found = Aligner(reference).align(Frame(pasted(np.ascontiguousarray(reference[:, ::-1]), 1.0, 100, 50)))
     assert found is None or agreement(found) < 0.5
 
 
@@ -66,7 +75,7 @@ def test_a_subject_cut_out_on_white_is_found_before_another_background():
     cut_out = np.where(mask[..., None] == 1, picture, 255).astype(np.uint8)
     frame = texture(360, 512, 9)
     frame[80:230, 120:290] = np.where(mask[..., None] == 1, picture, frame[80:230, 120:290])
-    found = Aligner(cut_out).align(frame)
+    found = Aligner(cut_out).align(Frame(frame))
     assert found.area.mean() == pytest.approx(mask.mean(), abs=0.02)
     assert agreement(found) > 0.95
     assert not found.inside[~found.area].any()
@@ -91,10 +100,10 @@ def test_what_lies_outside_the_frame_is_not_inside():
 def test_odd_pictures_are_no_trouble():
     frame = texture(90, 120)
     for reference in (np.zeros((200, 200, 3), np.uint8), texture(2, 3), texture(1, 400), texture(900, 40)):
-        found = Aligner(reference).align(frame)
+        found = Aligner(reference).align(Frame(frame))
         assert found is None or found.frame.shape == found.reference.shape
     assert max(shrink(texture(900, 40), REFERENCE_SIDE).shape) == REFERENCE_SIDE
-    black = Aligner(texture(40, 40)).align(np.zeros((64, 64, 3), np.uint8))
+    black = Aligner(texture(40, 40)).align(Frame(np.zeros((64, 64, 3), np.uint8)))
     assert black is None or agreement(black) == 0
 
 

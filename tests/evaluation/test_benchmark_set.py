@@ -1,5 +1,6 @@
 """Sets have the paper's counts, are a function of their seed, and show each subject as often as they say."""
 
+import json
 import random
 from collections import Counter
 
@@ -158,6 +159,13 @@ def test_broken_templates_are_named(tmp_path, content, message):
 def test_a_broken_list_of_references_is_named(tmp_path, content, message):
     (tmp_path / "references.json").write_text(content)
     with pytest.raises(UserError, match=message):
+        read_references(tmp_path)
+
+
+def test_references_are_listed_relative_to_their_folder(tmp_path):
+    listed = {str(tmp_path / "a.png"): {"category": "animal", "label": "cat"}}
+    (tmp_path / "references.json").write_text(json.dumps(listed))
+    with pytest.raises(UserError, match="named relative to it"):
         read_references(tmp_path)
 
 

@@ -57,6 +57,7 @@ def test_frames_are_compared_with_the_first_and_with_the_one_before():
     assert consistency(turned) == pytest.approx((0 + 0) / 4 + (0 + 1) / 4)
     half = np.array([[1, 0], [np.cos(1), np.sin(1)], [np.cos(2), np.sin(2)]])
     assert consistency(half) == pytest.approx((2 * np.cos(1) + np.cos(1) + 0) / 4)  # cos(2) < 0 counts as zero
+    assert consistency(np.array([[1.0, 0], [-1, 0], [1, 0]])) == pytest.approx((0 + 0 + 1 + 0) / 4)  # so does the step
 
 
 def test_features_without_a_direction_and_single_frames_have_no_consistency():

@@ -111,8 +111,10 @@ def test_unsure_faces_are_none(dlib_models, people):
 
 def test_cosines_are_at_least_zero_and_missing_ones_are_marked():
     east, north, west = np.eye(2)[0], np.eye(2)[1], -np.eye(2)[0]
-    found = face_similarities([np.array([east]), np.array([]), np.array([west, north])], [east, None, north])
-    assert np.array_equal(found, [[1, np.nan, 0], [np.nan] * 3, [0, np.nan, 1]], equal_nan=True)
+    frames = [np.array(faces) for faces in ([east], [], [west, north], [west])]
+    found = face_similarities(frames, [east, None, north])
+    expected = [[1, np.nan, 0], [np.nan] * 3, [0, np.nan, 1], [0, np.nan, 0]]
+    assert np.array_equal(found, expected, equal_nan=True)
 
 
 @pytest.mark.parametrize(("label", "has_face", "asked"), [

@@ -92,6 +92,7 @@ def test_the_threshold_follows_the_frames_size_and_the_count_their_number():
     assert moves([6.1] * 4 + [0] * 11, 256, 400)  # 16 frames: 4 pairs
     assert not moves([6.1] * 3 + [0] * 12, 256, 400)
     assert not moves([6.1] * 4 + [0] * 11, 512, 400)  # 6 pixels of 256 are 9.4 of 400
+    assert moves([6.1] * 4 + [0] * 11, 512, 256)  # the shorter side counts, whichever it is
     assert moves([6.1], 256, 256) and not moves([5.9], 256, 256)  # one pair: it alone decides
 
 

@@ -112,6 +112,7 @@ def test_patches_are_padded_around_and_hashed_to_a_grid():
 def test_only_frames_larger_than_512_pixels_are_scaled_down():
     assert musiq_pixels(still(texture(144, 176), 1)).shape == (1, 3, 144, 176)
     assert musiq_pixels(still(texture(720, 1280), 1)).shape == (1, 3, 288, 512)
+    assert musiq_pixels(still(texture(400, 640), 1)).shape == (1, 3, 320, 512)  # the longer side counts
     assert musiq_pixels(still(np.full((8, 8, 3), 255, np.uint8), 1)).max() == 1
 
 

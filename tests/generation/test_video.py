@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from phantom_mega.errors import UserError
-from phantom_mega.generation.video import video_card, write_mp4
+from phantom_mega.generation.video import animation, video_card, write_mp4
 from tests.media import draw_frames
 
 
@@ -54,3 +54,19 @@ def test_a_card_shows_references_frames_and_prompt(tmp_path):
     assert (card == (255, 0, 0)).all(-1).sum() > 3000, "the reference"
     for green in (0, 255):  # the first and the last frame
         assert (card == (0, green, 0)).all(-1).sum() > 1000
+
+
+def test_an_animation_is_small_moves_and_keeps_the_pace(tmp_path):
+    frames = draw_frames(100, 96, 512)
+    (tmp_path / "a.gif").write_bytes(animation(frames, 24.0))
+    with Image.open(tmp_path / "a.gif") as moving:
+        assert moving.size == (256, 48) and moving.n_frames == 34  # every third
+        seconds = 0
+        for i in range(moving.n_frames):
+            moving.seek(i)
+            seconds += moving.info["duration"] / 1000
+        assert seconds == pytest.approx(100 / 24, rel=0.08) and moving.info["loop"] == 0
+        moving.seek(5)
+        found = np.asarray(moving.convert("RGB").resize((512, 96)), dtype=int)
+    errors = [np.abs(found - frame).mean() for frame in frames[:22]]  # the square comes back after half a turn
+    assert np.argmin(errors) == 15 and errors[15] < 5

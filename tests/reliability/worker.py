@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -59,18 +60,23 @@ def watch_weights(trainer: Trainer, seen: dict[int, float]) -> None:
     trainer.step = step_and_sum
 
 
-def run_case(folder: Path, case: dict) -> dict:
-    """One run; returns what the test reads."""
+def run_case(folder: Path, case: dict, train: Callable[[RunConfig, dict], dict] | None = None) -> dict:
+    """One run; returns what the test reads: what `train` gives, `train_case` by default."""
     words = [*BASE[2:], *case["overrides"], f"train.save={folder / case['run']}"]
     config = prepare(load_run_config("tiny_stage1", words))
-    result = train_case(config, case)
+    result = (train or train_case)(config, case)
     # Not after an error: the other ranks may be in another collective.
     torch.distributed.barrier()
+    close_groups()
+    return result
+
+
+def close_groups() -> None:
+    """End the process groups of a layout, so that another one can follow."""
     parallel_state.destroy_model_parallel()
     for group in [*distributed_c10d._world.pg_map]:  # each has threads of its own
         if group is not torch.distributed.group.WORLD:
             torch.distributed.destroy_process_group(group)
-    return result
 
 
 def train_case(config: RunConfig, case: dict) -> dict:

@@ -156,6 +156,18 @@ def test_settings_and_arguments_reach_the_trainer_in_this_order(tmp_path):
     assert 'base: ["stage1_256p", "model/phantom_7b"]' in recipe.read_text()
 
 
+def test_held_out_samples_reach_the_trainer_and_are_looked_for(tmp_path):
+    for name in ("train", "held_out"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "index.parquet").touch()
+    data = {"DATA_INDEX": str(tmp_path / "train"), "RUN_DIR": str(tmp_path / "run")}
+    held_out = f"{tmp_path / 'held_out'},{tmp_path / 'train'}"
+    command = printed_command(STAGE1, "--lr", "1", VALID_INDEX=held_out, **data)
+    assert f"data.index_path=[{tmp_path / 'train'}] data.valid_index_path=[{held_out}] --lr 1" in command
+    done = run_by_hand(STAGE1, VALID_INDEX="/no/such/data", **data)
+    assert done.returncode == 2 and "VALID_INDEX: no data set at '/no/such/data'" in done.stderr
+
+
 def test_a_run_starts_from_a_folder_of_checkpoints_or_from_one_of_any_name(tmp_path):
     """tools/import_hf.py writes the latter."""
     (tmp_path / "index.parquet").touch()

@@ -1,6 +1,7 @@
 """A small real data set, and runs of `launchers/train.py` as a user starts them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,23 @@ BASE = [
 def data_set(tmp_path_factory):
     """Six VP9 and image samples in two shards."""
     return write_data_set(tmp_path_factory.mktemp("data_set"))
+
+
+@pytest.fixture(scope="session")
+def valid_set(tmp_path_factory):
+    """Five held-out samples."""
+    return write_data_set(tmp_path_factory.mktemp("valid_set"), count=5, frames=24, prefix="held_out")
+
+
+def damage_first_clip(data, folder):
+    """A copy of a data set, the first clip of which cannot be read."""
+    shutil.copytree(data, folder)
+    shard = folder / "shard-000000.tar"
+    content = bytearray(shard.read_bytes())
+    place = content.index(b"\x1a\x45\xdf\xa3")  # its EBML header
+    content[place : place + 512] = bytes(512)
+    shard.write_bytes(content)
+    return folder
 
 
 def environment():

@@ -1,6 +1,5 @@
 """Whole runs of launchers/train.py: resume to the bit, layouts agree, signals, bad data, messages."""
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 import yaml
 
 from phantom_mega.metrics import read_metrics
-from tests.training.conftest import REPOSITORY, command, environment, train
+from tests.training.conftest import REPOSITORY, command, damage_first_clip, environment, train
 
 GOLDEN = Path(__file__).with_name("golden_losses.txt")
 
@@ -95,13 +94,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_field(finished, data_set, t
 
 
 def test_unreadable_samples_are_named_counted_and_move_no_other(finished, data_set, tmp_path):
-    broken = tmp_path / "broken"
-    shutil.copytree(data_set, broken)
-    shard = broken / "shard-000000.tar"
-    data = bytearray(shard.read_bytes())
-    place = data.index(b"\x1a\x45\xdf\xa3")  # the first clip's EBML header
-    data[place : place + 512] = bytes(512)
-    shard.write_bytes(data)
+    broken = damage_first_clip(data_set, tmp_path / "broken")
     printed = train(broken, tmp_path / "run")
     metrics = read_metrics(tmp_path / "run")
     assert "bad sample, skipped" in printed and "sample clip_0" in printed
@@ -113,8 +106,11 @@ def test_unreadable_samples_are_named_counted_and_move_no_other(finished, data_s
     assert "more than data.max_bad_samples=0" in printed
 
 
-def test_dry_run_prints_the_plan_and_writes_nothing(data_set, tmp_path):
-    printed = train(data_set, tmp_path / "run", "--dry-run", "precision.bf16=true", "--fp8", "hybrid")
+def test_dry_run_prints_the_plan_and_writes_nothing(data_set, valid_set, tmp_path):
+    held_out = f"data.valid_index_path=[{valid_set}]"
+    printed = train(data_set, tmp_path / "run", "--dry-run", "precision.bf16=true", "--fp8", "hybrid", held_out)
+    assert "evaluation   every 100 iterations: loss on 5 held-out samples in " in printed
+    assert "2 sample videos (" in printed and "by ema weights, on rank 0, which hold" in printed
     assert "there is no GPU: precision.bf16 is set to false and precision.fp8 to null\n" in printed
     assert "linears      megatron-core, fp32\n" in printed and "optimizer    torch AdamW\n" in printed
     assert "1 ranks = TP 1 x CP 1 x PP 1 x DP 1\n" in printed
