@@ -14,6 +14,7 @@ import inspect
 import itertools
 import os
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 import yaml
@@ -32,12 +33,23 @@ def _nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def _field_docs(section: type) -> dict[str, str]:
+    """Fields of a dataclass, those that it inherits among them, with the docstrings under them."""
+    docs = {}
+    for owner in reversed(section.__mro__[:-1]):
+        source = textwrap.dedent(inspect.getsource(owner))
+        for statement, doc in itertools.pairwise(ast.parse(source).body[0].body):
+            if isinstance(statement, ast.AnnAssign):
+                docs[statement.target.id] = doc.value.value
+    return docs
+
+
 class Recipes:
     """Recipes of one kind, and the configuration that they fill.
 
     Args:
-        root: dataclass of sections, each a dataclass with a docstring under each field; names of fields are unique over
-            all sections, so that `--field-name` names one.
+        root: dataclass of sections, each a dataclass with a docstring under each field. A name of one section alone has
+            the flag `--field-name`; one that several sections have is named with its section.
         folder: of the shipped recipes.
     """
 
@@ -47,22 +59,22 @@ class Recipes:
     @functools.cached_property
     def fields(self) -> dict[str, str]:
         """Every field as `section.name` -> its docstring, in the order of the code (what `--help-fields` prints)."""
-        docs = {}
-        for section in dataclasses.fields(self.root):
-            source = textwrap.dedent(inspect.getsource(section.default_factory))
-            for statement, doc in itertools.pairwise(ast.parse(source).body[0].body):
-                if isinstance(statement, ast.AnnAssign):
-                    docs[f"{section.name}.{statement.target.id}"] = doc.value.value
-        return docs
+        return {
+            f"{section.name}.{name}": doc
+            for section in dataclasses.fields(self.root)
+            for name, doc in _field_docs(section.default_factory).items()
+        }
 
     def help_fields(self) -> str:
         """Every field with its flag and its meaning, for `--help-fields`."""
-        flags = {path: path.split(".")[1].replace("_", "-") for path in self.fields}
-        return "\n".join(f"{path}\n    --{flags[path]}\n    {doc}\n" for path, doc in self.fields.items())
+        flags = {path: f"    --{name.replace('_', '-')}\n" for name, path in self._by_name.items()}
+        return "\n".join(f"{path}\n{flags.get(path, '')}    {doc}\n" for path, doc in self.fields.items())
 
     @functools.cached_property
     def _by_name(self) -> dict[str, str]:
-        return {path.split(".")[1]: path for path in self.fields}
+        """Fields whose names are of one section alone."""
+        counts = Counter(path.split(".")[1] for path in self.fields)
+        return {path.split(".")[1]: path for path in self.fields if counts[path.split(".")[1]] == 1}
 
     @property
     def sections(self) -> list[str]:
@@ -110,7 +122,9 @@ class Recipes:
             if path is None and name.startswith("no_"):
                 path, negated = self._by_name.get(name[3:]), True
             if path is None:
-                raise UserError(f"unknown flag {word.split('=')[0]}{self._nearest_flag(name)}")
+                shared = [path for path in self.fields if path.endswith(f".{name}")]
+                hint = f": several sections have it; write {shared[0]}=..." if shared else self._nearest_flag(name)
+                raise UserError(f"unknown flag {word.split('=')[0]}{hint}")
             if not equals:
                 if negated or self._is_bool(path):
                     takes_value = not negated and words and words[0].lower() in ("true", "false")
@@ -135,7 +149,7 @@ class Recipes:
                 raise UserError(f"{where}: section {section!r} must be a mapping of fields")
             for name, value in values.items():
                 if f"{section}.{name}" not in self.fields:
-                    raise UserError(f"{where}: unknown field {section}.{name}{self._suggest(name)}")
+                    raise UserError(f"{where}: unknown field {section}.{name}{self._suggest(name, section)}")
                 if name == "resolutions":
                     known = [field.name for field in dataclasses.fields(ResolutionConfig)]
                     for resolution, entry in (value or {}).items():
@@ -183,7 +197,10 @@ class Recipes:
         self.check_keys(data, str(path))
         return OmegaConf.merge(merged, data)
 
-    def _suggest(self, name: str) -> str:
+    def _suggest(self, name: str, section: str = "") -> str:
+        own = _nearest(name, [path.split(".")[1] for path in self.fields if path.startswith(f"{section}.")])
+        if own:
+            return own.replace("did you mean ", f"did you mean {section}.")
         close = _nearest(name, list(self._by_name))
         return close.replace(close[15:-1], self._by_name[close[15:-1]]) if close else ""
 

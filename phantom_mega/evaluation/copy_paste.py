@@ -31,6 +31,7 @@ import torch
 
 from phantom_mega.evaluation.alignment import Aligner, Alignment, Frame, correlation, grey
 from phantom_mega.evaluation.frames import uniform
+from phantom_mega.evaluation.image_similarity import NO_REFERENCE
 from phantom_mega.evaluation.metric import Item, Measured, Metric
 
 FRAMES = 10  # as the paper's other metrics of subjects
@@ -126,7 +127,7 @@ class CopyPaste:
 
     def measure(self, item: Item) -> Measured:
         if not item.references:
-            return Measured(0.0, "the case has no reference")
+            return Measured(0.0, NO_REFERENCE)
         frames = [Frame(image) for image in uniform(item.frames, FRAMES)]
         table = np.zeros((len(item.references), len(frames), 4))
         for i, reference in enumerate(item.references):

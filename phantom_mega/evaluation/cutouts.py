@@ -125,6 +125,9 @@ def _cutouts(detector: str, threshold: float, mask_model: str, device: str) -> C
     return Cutouts(detect, _opened(functools.partial(open_segment, mask_model, "mask_model", device), MASK_SOURCE))
 
 
+forget_models = _cutouts.cache_clear
+
+
 def _opened[T](load: Callable[[], T], source: str) -> T:
     """What `load` gives; where it does not, the message tells where the model comes from."""
     try:
@@ -223,9 +226,15 @@ def build_segmented(
         UserError: a setting is out of range, or a model cannot be loaded.
     """
     settings.check(name)
-    encode = load(settings, name, device)
+    lacking = []
+    try:
+        encode = load(settings, name, device)
+    except UserError as error:
+        lacking.append(str(error))
     try:  # the models may be shared, so they do not know whose settings name them
         cutouts = _cutouts(settings.detector, settings.threshold, settings.mask_model, str(device))
     except UserError as error:
-        raise UserError(f"{name}.{error}") from None
+        lacking.append(f"{name}.{error}")
+    if lacking:
+        raise UserError("; ".join(lacking))
     return SegmentedSimilarity(name, title, encode, cutouts, settings)

@@ -30,6 +30,7 @@ from phantom_mega.evaluation.metric import Item, Measured, Metric
 from phantom_mega.evaluation.remembered import Remembered
 
 FACES = ("largest", "closest")
+NO_PERSON = "no reference is a person"
 PACKS = "github.com/deepinsight/insightface/releases/tag/v0.7"
 DETECTOR_SOURCE = f"det_10g.onnx of buffalo_l ({PACKS})"
 _WITHOUT_FACES = ("animal", "clothes", "product", "landmark")
@@ -66,9 +67,13 @@ class FaceSimSettings:
         check_counts(metric, frames=self.frames)
         if not 0 < self.confidence < 1:
             raise UserError(f"{metric}.confidence={self.confidence}; it must be between 0 and 1")
-        for name, where in (("detector", DETECTOR_SOURCE), ("recognizer", source)):
-            if not Path(getattr(self, name)).is_file():
-                raise UserError(f"{metric}.{name}={getattr(self, name)!r}: no such file; get {where}")
+        lacking = [
+            f"{metric}.{name}={getattr(self, name)!r}: no such file; get {where}"
+            for name, where in (("detector", DETECTOR_SOURCE), ("recognizer", source))
+            if not Path(getattr(self, name)).is_file()
+        ]
+        if lacking:
+            raise UserError("; ".join(lacking))
 
 
 # -- pure
@@ -176,7 +181,7 @@ class FaceSim:
         pairs = zip(item.labels, seen.references, strict=True)
         asked = [number for number, (label, faces) in enumerate(pairs) if counts(label, bool(faces))]
         if not asked:
-            return Measured(0.0, "no reference is a person")
+            return Measured(0.0, NO_PERSON)
         most = 1 if self.settings.face == "largest" else None
         frames = [np.array([self.recognize(face) for face in faces[:most]]) for faces in seen.frames]
         references = [self.recognize(seen.references[i][0]) if seen.references[i] else None for i in asked]
@@ -190,6 +195,9 @@ class FaceSim:
 @functools.lru_cache(maxsize=1)
 def _faces(detector: str, confidence: float) -> Faces:
     return Faces(Scrfd(detector, "detector"), confidence)
+
+
+forget_models = _faces.cache_clear
 
 
 def _build(name: str, title: str, source: str, settings: FaceSimSettings, device: torch.device | str) -> Metric:

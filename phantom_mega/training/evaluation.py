@@ -166,7 +166,9 @@ def samples_folder(run: Path, iteration: int) -> Path:
 def random_state_kept(device: torch.device) -> Iterator[None]:
     """Random generators of torch, NumPy and Python are afterwards as they were before."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-    random.setstate(python)
-    np.random.set_state(numpy)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -136,6 +136,10 @@ class HeldOutSet:
                 features = exchange(share.pack, share.own, head.dims, source.group, source.device)
                 own += sum(not one.valid for one in features) * self._counts(number)
                 encoded.append((share.pack, [_moved(one, torch.device("cpu")) for one in features]))
+        if source.head is None and source.device.type == "cuda":
+            # A run on cached features has no room planned for encoders: they leave again.
+            del head
+            torch.cuda.empty_cache()
         total = torch.tensor(float(own), device=source.device)
         dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
         self._encoded, self.bad_samples = encoded, round(total.item())

@@ -136,6 +136,7 @@ class RunLog:
         if not self.active:
             return
         if self.folder is not None:
+            # Last what decides whether an evaluation is missed: killed in between, it is made again at worst.
             eval_log.to_tensorboard(evaluated, self.writer)
             eval_log.append(evaluated, self.folder)
         for line in eval_log.lines(evaluated):

@@ -197,8 +197,10 @@ class SampleVideos:
         with torch.device("meta"):
             model = PhantomTransformer3DModel(**model_arguments(self.config.model))
         model.load_state_dict(state, strict=True, assign=True)
+        model = model.to(self.source.device)
+        state.clear()  # on a GPU the weights need not stay in host memory too
         pipe = PhantomPipeline(
-            model.to(self.source.device).eval(), make_scheduler(),
+            model.eval(), make_scheduler(),
             **_encoders(self.source.head), **pipeline_settings(self.config),
         )  # fmt: skip
         pipe.set_progress_bar_config(disable=True)
@@ -211,10 +213,13 @@ class SampleVideos:
             StoppedError: the run was told to stop.
         """
 
-        def step(pipe, number, timestep, given) -> dict:
+        def beat() -> None:
             pulse.beat(True)
             if pulse.stopped:
                 raise StoppedError
+
+        def step(pipe, number, timestep, given) -> dict:
+            beat()
             return given
 
         try:
@@ -236,12 +241,24 @@ class SampleVideos:
             return SampleVideo(case.key, problems=(_reason(error),))
         measured, problems = {}, []
         for metric in self.metrics:
-            pulse.beat(True)
+            beat()
             try:
-                measured[metric.name] = metric.measure(item)
+                measured[metric.name] = _plain(metric.measure(item))
             except Exception as error:  # anybody's code
                 problems.append(f"{metric.name}: {_reason(error)}")
         return SampleVideo(case.key, item.prompt, measured, tuple(problems), card, preview)
+
+
+def _plain(found: object) -> Measured:
+    """What a metric gave, in numbers that every rank and JSON can take.
+
+    Raises:
+        TypeError, ValueError: it is no `Measured`, or holds something else than numbers.
+    """
+    if not isinstance(found, Measured):
+        raise TypeError(f"measure returned a {type(found).__name__}, not a Measured")
+    detail = {str(name): float(value) for name, value in found.detail.items()}
+    return Measured(float(found.value), str(found.missing), detail)
 
 
 def _encoders(head: InputHead | None) -> dict:
@@ -271,8 +288,11 @@ def _write(item: Item, folder: Path | None) -> tuple[bytes, bytes]:
 
 def _publish(samples: Samples, temporary: Path, target: Path) -> None:
     record = {"weights": samples.weights, "videos": [video.record() for video in samples.videos]}
-    (temporary / RECORD).write_text(json.dumps(record, indent=1))
-    publish_folder(temporary, target)
+    try:
+        (temporary / RECORD).write_text(json.dumps(record, indent=1))
+        publish_folder(temporary, target)
+    finally:  # a full disk keeps no half of it
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _reason(error: Exception) -> str:

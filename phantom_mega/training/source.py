@@ -125,9 +125,11 @@ class BatchSource:
         """No thread decodes or encodes inside, so that others may use the encoders and the memory; then all goes on."""
         was_open = self.loader is not None
         self.close()
-        yield
-        if was_open:
-            self.open(self.position)
+        try:
+            yield
+        finally:  # also where what was tried inside failed: training goes on without it
+            if was_open:
+                self.open(self.position)
 
     def next(self) -> StepData:
         """The next iteration's microbatches.

@@ -162,6 +162,7 @@ class Trainer:
                 if last or (train.save_interval and self.iteration % train.save_interval == 0):
                     self.save()
                 if self.evaluation and self.evaluation.due(self.iteration):
+                    self._finish_save()  # it is published whatever becomes of the evaluation
                     whole = self.evaluation.run(signals)
                 reason = self._stop_reason(signals, self.iteration - first, time.monotonic() - started)
                 if reason and not last:

@@ -2,10 +2,16 @@
 
 import os
 import signal
+from pathlib import Path
 
+import numpy as np
+import torch
+
+from phantom_mega.checkpoint.folder import checkpoint_root
 from phantom_mega.evaluation.metric import Item, Measured
 
 ITEMS: list[Item] = []
+SEEN: list[list[str]] = []
 ARGUMENTS: list[tuple] = []
 
 
@@ -49,6 +55,37 @@ def failing(config, device):
         raise RuntimeError("no such luck\nat all")
 
     return Called("failing", measure)
+
+
+def bare_number(config, device):
+    """Forgets the `Measured` around its value."""
+    return Called("bare_number", lambda item: 0.5)
+
+
+def tensors(config, device):
+    """Measures in tensors and NumPy's numbers, as people's code does."""
+    return Called("tensors", lambda item: Measured(torch.tensor(0.5), detail={"one": np.float32(0.25)}))
+
+
+def looking(config, device):
+    """Keeps the names of the checkpoints that are there while it measures."""
+
+    def measure(item):
+        SEEN.append(sorted(path.name for path in checkpoint_root(Path(config.train.save)).glob("iter_*")))
+        return Measured(1.0)
+
+    return Called("looking", measure)
+
+
+def obstructing(config, device):
+    """Puts something in the way of the videos' record."""
+
+    def measure(item):
+        for folder in Path(config.train.save).glob("samples/.iter_*"):
+            (folder / "samples.json").mkdir(exist_ok=True)
+        return Measured(1.0)
+
+    return Called("obstructing", measure)
 
 
 def broken(config, device):

@@ -190,6 +190,33 @@ def test_a_metric_that_fails_is_told_and_ends_nothing(run, capfd):
     assert "failing: RuntimeError: no such luck" in capfd.readouterr().out
 
 
+def test_what_is_no_measurement_is_told_and_any_number_is_taken(run):
+    names = f"train.eval_metrics=[{METRICS}bare_number,{METRICS}tensors]"
+    assert run("numbers", "train.train_iters=2", names) == 0
+    found = read_evaluations(run.folder / "numbers")[0]
+    assert found["s2v"] == {"tensors": 0.5}
+    for video in found["videos"]:
+        assert video["metrics"]["tensors"] == {"value": 0.5, "missing": "", "detail": {"one": 0.25}}
+        assert video["problems"] == ["bare_number: TypeError: measure returned a float, not a Measured"]
+
+
+def test_videos_that_cannot_be_written_leave_nothing_and_training_goes_on(run, plain, capfd):
+    assert run("obstructed", f"train.eval_metrics=[{METRICS}obstructing]") == 0
+    folder = run.folder / "obstructed"
+    assert "no sample videos at iteration 2: " in capfd.readouterr().out
+    found = read_evaluations(folder)
+    assert [one["iteration"] for one in found] == [2, 4, 5] and not any("s2v" in one for one in found)
+    assert not list((folder / "samples").iterdir())
+    assert unequal(checkpoint(plain, 5), checkpoint(folder, 5)) == []
+
+
+def test_a_checkpoint_is_published_before_the_evaluation_of_its_iteration(run):
+    eval_metrics.SEEN.clear()
+    words = ("train.train_iters=2", "train.async_save=true", "train.eval_videos=1")
+    assert run("published", *words, f"train.eval_metrics=[{METRICS}looking]") == 0
+    assert eval_metrics.SEEN == [["iter_0000002"]]
+
+
 def test_without_videos_the_loss_alone_is_told_in_megatrons_form(run, evaluated, capfd):
     assert run("loss_alone", "train.train_iters=2", "train.eval_videos=0") == 0
     found = read_evaluations(run.folder / "loss_alone")[0]
