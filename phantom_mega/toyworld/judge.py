@@ -31,7 +31,7 @@ from phantom_mega.toyworld.subjects import PARTS, SHAPES, TEXTURES
 
 HEIGHT = 32  # lines of a frame that the network sees
 BATCH_VIDEOS = 32
-REFINEMENTS = 2  # times that a crop is cut and corrected
+REFINEMENTS = 4  # times that a crop is cut and corrected
 LEAST_SIZE = 0.05  # of a body, in frame heights
 LEAST_COVER = 0.5  # probability from which on a cell belongs to a subject
 LEAST_CELLS = 2.0  # cells that a subject covers, on average over the frames
