@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from phantom_mega.toyworld.scenes import LIGHTS
 from phantom_mega.toyworld.shapes import EXTENT
 from phantom_mega.toyworld.subjects import PARTS, SHAPES, TEXTURES
 
 SIDE = 28  # S; a body is then nearly 15 pixels high, as in the videos
-# Logits of the kinds, colours from 0 to 1, the logit of being mirrored, (sine, cosine) of the turn that is left.
+# Logits of the kinds and of being mirrored, and how far the crop is off: (sine, cosine) of the turn that is left, the
+# way to the body's centre along the crop's axes in body heights, the log of the true size over the crop's.
 IDENTITY_OUTPUTS = {
-    "shape": len(SHAPES), "texture": len(TEXTURES), "part": len(PARTS), "body": 3, "accent": 3, "flip": 1, "turn": 2,
+    "shape": len(SHAPES), "texture": len(TEXTURES), "part": len(PARTS), "flip": 1, "turn": 2, "shift": 2, "scale": 1,
 }  # fmt: skip
 _WIDTHS = (32, 64, 96)
 
@@ -29,7 +29,7 @@ def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 class IdentityNetwork(nn.Module):
-    """Reads crops [n, 3, S, S] in [-1, 1] and the light's probabilities [n, 3]; gives `IDENTITY_OUTPUTS`."""
+    """Reads crops [n, 3, S, S] in [-1, 1]; gives `IDENTITY_OUTPUTS`."""
 
     def __init__(self):
         super().__init__()
@@ -39,14 +39,14 @@ class IdentityNetwork(nn.Module):
             _convolution(middle, last, 2), _convolution(last, last), nn.Flatten(),
         )  # fmt: skip
         self.head = nn.Sequential(
-            nn.Linear(last * (SIDE // 4) ** 2 + len(LIGHTS), 256), nn.ReLU(),
+            nn.Linear(last * (SIDE // 4) ** 2, 256), nn.ReLU(),
             nn.Linear(256, sum(IDENTITY_OUTPUTS.values())),
         )  # fmt: skip
 
-    def forward(self, crops: torch.Tensor, light: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, crops: torch.Tensor) -> dict[str, torch.Tensor]:
         """Name -> float32 [n, outputs]."""
         seen = self.trunk(crops.contiguous(memory_format=torch.channels_last))
-        out = self.head(torch.cat([seen, light.to(seen)], 1)).float()
+        out = self.head(seen).float()
         return dict(zip(IDENTITY_OUTPUTS, out.split(list(IDENTITY_OUTPUTS.values()), 1)))
 
 
@@ -70,3 +70,20 @@ def cut_upright(
     height, width = frames.shape[2:]
     grid = torch.stack([2 * across * height / width, 2 * down], -1)
     return F.grid_sample(frames, grid, padding_mode="border", align_corners=False)
+
+
+def turned(vectors: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+    """Vectors [..., 2] (x, y), turned clockwise by radians [...]: from a crop's axes to the frame's."""
+    cosine, sine, (x, y) = angle.cos(), angle.sin(), vectors.unbind(-1)
+    return torch.stack([cosine * x - sine * y, sine * x + cosine * y], -1)
+
+
+def refined(
+    told: dict[str, torch.Tensor], centre: torch.Tensor, size: torch.Tensor, angle: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Centre, size and angle after what the network says of crops that were cut with these."""
+    return (
+        centre + size[:, None] * turned(told["shift"], angle),
+        size * torch.exp(told["scale"][:, 0].clamp(-0.5, 0.5)),
+        angle + torch.atan2(*told["turn"].unbind(-1)),
+    )

@@ -16,16 +16,22 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy.ndimage import gaussian_filter, maximum_filter
+from scipy.special import expit, softmax
 from torch import nn
 
 from phantom_mega.errors import UserError
 from phantom_mega.files import whole_file
-from phantom_mega.toyworld.identity_network import IdentityNetwork, cut_upright
+from phantom_mega.toyworld.colours import fit_colours
+from phantom_mega.toyworld.identity_network import IdentityNetwork, cut_upright, refined
 from phantom_mega.toyworld.judge_network import FRAMES, STRIDE, JudgeNetwork, cell_places
 from phantom_mega.toyworld.reading import Reading, SubjectReading, Track
+from phantom_mega.toyworld.scenes import LIGHTS
+from phantom_mega.toyworld.shapes import flips_visibly
+from phantom_mega.toyworld.subjects import PARTS, SHAPES, TEXTURES
 
 HEIGHT = 32  # lines of a frame that the network sees
 BATCH_VIDEOS = 32
+REFINEMENTS = 4  # times that a crop is cut and corrected
 LEAST_SIZE = 0.05  # of a body, in frame heights
 LEAST_COVER = 0.5  # probability from which on a cell belongs to a subject
 LEAST_CELLS = 2.0  # cells that a subject covers, on average over the frames
@@ -113,13 +119,14 @@ class Judge:
         readings = []
         for number, video in enumerate(videos):
             masks = find_subjects(covered[number].cpu().numpy(), votes[number].cpu().numpy())
-            found = self._subjects(video, cells[number], covered[number], masks, scenes["light"][number])
+            light = list(LIGHTS)[int(scenes["light"][number].argmax())]
+            found = self._subjects(video, cells[number], covered[number], masks, light)
             told_scene = (scenes[name][number].cpu().numpy() for name in ("background", "light", "camera"))
             readings.append(Reading(found, *told_scene))
         return readings
 
     def _subjects(
-        self, video: torch.Tensor, cells: torch.Tensor, covered: torch.Tensor, masks: np.ndarray, light: torch.Tensor
+        self, video: torch.Tensor, cells: torch.Tensor, covered: torch.Tensor, masks: np.ndarray, light: str
     ) -> tuple[SubjectReading, ...]:
         """The subjects in masks bool [A, K, h, w], from the left to the right."""
         if not len(masks):
@@ -128,26 +135,28 @@ class Judge:
         pooled, area, middle = self.network.pool(cells[None], cover[None])
         told = {name: value[0] for name, value in self.network.subjects(pooled).items()}
         motion = self.network.motion(pooled, area, middle)[0].softmax(-1).cpu().numpy()
-        area, centre, size = area[0], middle[0] + told["centre"], told["size"][..., 0].clamp(min=LEAST_SIZE)
-        angle = torch.atan2(*told["angle"].unbind(-1))
-        crops = cut_upright(
-            video.repeat_interleave(len(masks), 0), centre.flatten(0, 1), size.flatten(), angle.flatten()
-        )
-        seen = self.identity(crops, light.expand(len(crops), -1))
-        looks = {name: value.unflatten(0, area.shape).cpu() for name, value in seen.items()}
-        angle = angle.cpu() + torch.atan2(*looks["turn"].unbind(-1))
+        shape, area = area.shape[1:], area[0].cpu().numpy()
+        frames = video.repeat_interleave(len(masks), 0)
+        size = told["size"].flatten().clamp(min=LEAST_SIZE)
+        where = ((middle[0] + told["centre"]).flatten(0, 1), size, torch.atan2(*told["angle"].unbind(-1)).flatten())
+        for _ in range(REFINEMENTS):
+            looks = self.identity(cut_upright(frames, *where))
+            where = refined(looks, *where)
+        crops = (cut_upright(frames, *where).unflatten(0, shape).cpu().numpy() + 1) * 127.5
+        looks = {name: value.unflatten(0, shape).cpu().numpy() for name, value in looks.items()}
+        where = tuple(value.unflatten(0, shape).cpu().numpy() for value in where)
         found = []
         for number, mask in enumerate(masks):
             # Frames where more is seen say more.
-            weight = (area[:, number] / area[:, number].sum()).cpu()
-            mean = {name: (value[:, number] * weight[:, None]).sum(0) for name, value in looks.items()}
-            track = _track(
-                mask, centre[:, number].cpu().numpy(), size[:, number].cpu().numpy(), angle[:, number].numpy()
-            )
-            kinds = (mean[name].softmax(-1).numpy() for name in ("shape", "texture", "part"))
-            colours = (tuple((255 * mean[name]).clamp(0, 255).tolist()) for name in ("body", "accent"))
-            flip = float(mean["flip"].sigmoid())
-            found.append(SubjectReading(*kinds, *colours, motion[number], flip, track, mask))
+            weight = area[:, number] / area[:, number].sum()
+            mean = {name: weight @ value[:, number] for name, value in looks.items()}
+            kinds = {name: softmax(mean[name]) for name in ("shape", "texture", "part")}
+            look = tuple(names[int(kinds[name].argmax())] for name, names in
+                         (("shape", SHAPES), ("part", PARTS), ("texture", TEXTURES)))  # fmt: skip
+            flip = float(expit(mean["flip"][0]))
+            colours = fit_colours(crops[:, number], weight, look, flip >= 0.5 and flips_visibly(*look), light)
+            track = _track(mask, *(value[:, number] for value in where))
+            found.append(SubjectReading(*kinds.values(), *colours, motion[number], flip, track, mask))
         return tuple(sorted(found, key=lambda subject: float(np.nanmean(subject.track.centre[:, 0]))))
 
 
