@@ -38,7 +38,7 @@ MODEL_CONFIG = {
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2},
 }  # fmt: skip
 PREPROCESS_CONFIG = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
-STEPS = 600
+STEPS = 1000
 BATCH = 128
 POOL = 4000  # reference images that are trained on
 LEARNING_RATE = 2e-3
