@@ -25,7 +25,7 @@ from phantom_mega.toyworld.shapes import turns_visibly
 from phantom_mega.toyworld.spoiling import bfloat16_is_fast, learning_rate, spoil
 from phantom_mega.toyworld.subjects import draw_subject
 
-STEPS = 700
+STEPS = 600
 CLIPS = 14  # of a batch; a wide batch, of frames twice as wide, has half of them
 REFERENCES = 4
 WIDE_SHARE = 0.2

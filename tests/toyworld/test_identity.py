@@ -114,3 +114,16 @@ def test_the_loss_of_one_batch_falls_and_reaches_every_weight(monkeypatch):
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in network.parameters())
+
+
+def test_a_short_training_reads_subjects_that_it_was_not_shown(monkeypatch):
+    monkeypatch.setattr(training, "SCENES", 12)
+    network = training.train_identity(0, 40, progress=False).eval()
+    torch.manual_seed(0)
+    untrained = IdentityNetwork().eval()
+    crops = training.make_crops(9, 0)
+    before, after = (
+        float(training.identity_loss(which, crops, np.random.default_rng(1), "cpu", False).detach())
+        for which in (untrained, network)
+    )
+    assert after < 0.9 * before
