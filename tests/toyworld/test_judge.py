@@ -32,12 +32,12 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def trained():
-    """A judge after 40 steps on small batches."""
+    """A judge after 60 steps on small batches."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "CLIPS", 6)
         patch.setattr(training, "REFERENCES", 1)
         patch.setattr(identity_training, "SCENES", 8)
-        return training.train_judge(seed=0, steps=40, progress=False)
+        return training.train_judge(seed=0, steps=60, progress=False)
 
 
 def vote_for(places, rows=16, columns=16):
