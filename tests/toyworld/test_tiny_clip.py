@@ -16,7 +16,7 @@ from phantom_mega.toyworld.subjects import held_out
 def clip():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield tiny_clip.train_tiny_clip(seed=0, steps=50, pool=160, progress=False)
+    yield tiny_clip.train_tiny_clip(seed=0, steps=80, pool=320, progress=False)
     torch.set_num_threads(before)
 
 
