@@ -25,8 +25,8 @@ Running it again keeps what the same settings made.
 """
 
 
-def main() -> None:
-    """Parse arguments, make, tell."""
+def main(words: list[str] | None = None) -> None:
+    """Parse arguments (those of the command line if None), make, tell."""
     usual = ModelSettings()
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -40,7 +40,7 @@ def main() -> None:
     add("--vae-videos", type=int, default=usual.vae_videos, help="that it is fitted on (default: %(default)s)")
     add("--samples", type=int, default=usual.samples, help="held-out samples to measure on (default: %(default)s)")
     add("--seed", type=int, default=usual.seed, help="of everything (default: %(default)s)")
-    args = vars(parser.parse_args())
+    args = vars(parser.parse_args(words))
     output = args.pop("output")
     report = make_models(output, ModelSettings(**args))
     vae, clip = report["vae"], report["clip"]["zero_shot"]

@@ -1,4 +1,9 @@
-"""The toy world's VAE: the linear video autoencoder, fitted on renders instead of photographed clips."""
+"""The toy world's VAE: the linear video autoencoder, fitted on renders instead of photographed clips.
+
+Round trips of held-out 17-frame renders of 32x32 pixels (first frames alone), `measure_vae`, fitted on 600 videos:
+32 channels 20.3 dB (21.8), 48 channels 21.3 dB (23.5), 64 channels 22.1 dB (25.2); on 200 videos 96 channels 23.6 dB
+(29.0), 128 channels 24.7 dB (33.0). Sharp edges at so few pixels are hard for a linear basis.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +73,7 @@ def measure_vae(vae: LinearVideoVAE, videos: int = 64, seed: int = 1, height: in
     return {
         "latent_channels": vae.config.latent_channels,
         "videos": videos,
-        "psnr": -10 * math.log10(np.mean(errors)),
-        "first_frame_psnr": -10 * math.log10(np.mean(first)),
+        "psnr": -10 * math.log10(max(np.mean(errors), 1e-12)),
+        "first_frame_psnr": -10 * math.log10(max(np.mean(first), 1e-12)),
         "latent_variance": float(torch.cat(latents).var()),
     }

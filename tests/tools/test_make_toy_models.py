@@ -1,5 +1,6 @@
 """tools/make_toy_models.py: what it makes, what it keeps, and mistakes in one line."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -21,6 +22,14 @@ QUICK = ModelSettings(vae_videos=4, judge_steps=1, clip_steps=1, clip_pool=8, sa
 def tool(*words):
     command = [sys.executable, "tools/make_toy_models.py", *map(str, words)]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+
+
+def script():
+    """The tool as a module."""
+    spec = importlib.util.spec_from_file_location("make_toy_models", REPOSITORY / "tools/make_toy_models.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -79,16 +88,18 @@ def test_a_failure_leaves_nothing_half_made(tmp_path, monkeypatch):
     assert not list((tmp_path / "models").iterdir())
 
 
-def test_mistakes_are_one_line(tmp_path):
+def test_mistakes_are_told_before_anything_is_made(tmp_path):
     for words, told in (
-        (("--judge-steps", 0), "judge_steps=0 must be at least 1"),
-        (("--latent-channels", 500), "latent_channels=500 must be at most 192"),
+        (["--judge-steps", "0"], "judge_steps=0 must be at least 1"),
+        (["--latent-channels", "500"], "latent_channels=500 must be at most 192"),
     ):
-        done = tool("--output", tmp_path / "models", *words)
-        assert done.returncode == 1 and done.stderr.strip() == f"make_toy_models: {told}"
+        with pytest.raises(UserError, match=told):
+            script().main(["--output", str(tmp_path / "models"), *words])
     assert not (tmp_path / "models").exists()
 
 
-def test_help_shows_examples():
-    done = tool("--help")
-    assert done.returncode == 0 and "examples:" in done.stdout and "conditioning.vae=" in done.stdout
+def test_help_shows_examples(capsys):
+    with pytest.raises(SystemExit) as done:
+        script().main(["--help"])
+    printed = capsys.readouterr().out
+    assert done.value.code == 0 and "examples:" in printed and "conditioning.vae=" in printed

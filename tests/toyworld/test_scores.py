@@ -162,3 +162,54 @@ def test_frames_without_the_subject_tell_nothing():
 def test_turns_go_the_short_way_round():
     assert scores.turn_between(170, -170) == -20
     assert scores.turn_between(np.array([0, -170]), np.array([350, 170])).tolist() == [10, 20]
+
+
+def test_actors_that_differ_little_are_confused_if_each_is_nearer_to_the_other():
+    scene = two_actors()
+    darker = replace(RED_STAR, body=(170, 30, 30))
+    scene = replace(scene, actors=(scene.actors[0], replace(scene.actors[1], subject=darker)))
+    assert scores.binding(read_scene(scene), scene)["success"] == 1
+    bound = scores.binding(read_scene(scene, (darker, RED_STAR)), scene)
+    assert (bound["confused"], bound["leak"]) == (1, 0)
+
+
+def leaning(sample, angle):
+    """A reading of the sample's clip with its actor leaning as told in every frame."""
+    reading = read_scene(sample.scene)
+    track = replace(reading.subjects[0].track, angle=np.full(FRAMES, float(angle)))
+    return replace(reading, subjects=(replace(reading.subjects[0], track=track),))
+
+
+def test_only_an_angle_near_the_references_is_a_copy():
+    sample = next(
+        sample for sample in (make_sample(5, number) for number in range(200))
+        if sample.scene.actors[0].motion == "rises" and sample.references[0].scene.actors[0].angle > 38
+        and sample.scene.actors[0].angle < 5 and sample.scene.actors[0].subject.part != "none"
+    )  # fmt: skip
+    angle = sample.references[0].scene.actors[0].angle
+    for shown, copied in ((angle, 1), (angle - 7, 1), (angle - 8, 0), (angle + 8, 0), (0, 0)):
+        assert scores.copy_paste(leaning(sample, shown), sample.references, sample.scene)["angle"] == copied
+
+
+def test_a_reference_that_leans_as_the_scene_does_tells_nothing_of_copying():
+    sample = next(s for s in (make_sample(5, n, kind="in") for n in range(99)) if s.scene.actors[0].motion == "rises")
+    angle = sample.scene.actors[0].angle
+    assert np.isnan(scores.copy_paste(leaning(sample, angle), sample.references, sample.scene)["angle"])
+
+
+@pytest.mark.parametrize("width", [32, 64])
+@pytest.mark.parametrize("kind", ["cross", "in"])
+def test_the_pose_of_a_reference_is_where_its_mask_lies(kind, width):
+    checked = 0
+    for number in range(120):
+        sample = make_sample(5, number, kind=kind, width=width, actors=1 if width == 32 else 2)
+        for reference in sample.references:
+            if reference.subject.part != "none" or reference.subject.shape not in ("circle", "square", "cross"):
+                continue
+            shown = scores.reference_pose(reference, 32, width)
+            height = 32 / max(reference.image.shape[0], reference.image.shape[1] * 32 / width)
+            rows, columns = np.nonzero(reference.mask)
+            middle = np.array([columns.mean() + 0.5, rows.mean() + 0.5]) - np.array(reference.image.shape[1::-1]) / 2
+            assert np.linalg.norm(middle * height / 32 - shown.centre) < 0.06
+            checked += 1
+    assert checked >= 5
