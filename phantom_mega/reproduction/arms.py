@@ -57,7 +57,6 @@ class Condition:
         references: `own`, `shuffled` (another case's), or `pasted` (no model: the reference itself as a still video).
         trained: False samples the arm's model before training.
         image_scale, text_scale: guidance w_I and w_TI; the paper's are 3 and 7.5.
-        kind: `cross` or `in`, where the references of the cases come from.
     """
 
     name: str
@@ -68,4 +67,3 @@ class Condition:
     trained: bool = True
     image_scale: float = 3.0
     text_scale: float = 7.5
-    kind: str = "cross"

@@ -45,7 +45,7 @@ def make_cases(condition: Condition, count: int) -> list[Case]:
     actors = 2 if ARMS[condition.arm].world == PAIR else 1
     samples = [
         make_sample(
-            CASE_SEED, number, split="validation", actors=actors, kind=condition.kind, style=condition.style,
+            CASE_SEED, number, split="validation", actors=actors, kind="cross", style=condition.style,
             height=height, width=width, frames=FRAMES,
         )
         for number in range(count)

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from phantom_mega.files import whole_file
 from phantom_mega.pictures import font
 from phantom_mega.reproduction.assets import Workplace
-from phantom_mega.reproduction.cases import FRAMES, Case, make_cases
+from phantom_mega.reproduction.cases import FRAMES, make_cases
 from phantom_mega.reproduction.compare import AGREES, DISAGREES, Estimate, estimate, verdict
 from phantom_mega.reproduction.run import contact_videos, read_values
 from phantom_mega.reproduction.score import METRICS
@@ -121,12 +121,8 @@ def draw_grid(study: Study, place: Workplace) -> Image.Image:
         wanted = render(case.sample.scene, FRAMES, height, width)
         for column, video in enumerate([wanted, *(videos[condition.name][row] for condition in shown)]):
             picture.paste(_strip(video), (left + cell * column, top))
-        draw.text((left, top + SCALE * height + 1), _caption(case), fill="#444444", font=font(11))
+        draw.text((left, top + SCALE * height + 1), case.sample.caption, fill="#444444", font=font(11))
     return picture
-
-
-def _caption(case: Case) -> str:
-    return case.sample.caption
 
 
 def _strip(video: np.ndarray) -> Image.Image:

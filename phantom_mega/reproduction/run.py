@@ -18,7 +18,7 @@ from phantom_mega.reproduction.score import METRICS, score
 from phantom_mega.reproduction.studies import Study
 from phantom_mega.reproduction.train import train_all
 from phantom_mega.toyworld.judge import Judge
-from phantom_mega.toyworld.models import JUDGE_FILE, ModelSettings, make_models
+from phantom_mega.toyworld.models import ModelSettings, load_judge, make_models
 
 
 def run_study(study: Study, place: Workplace) -> None:
@@ -38,7 +38,7 @@ def run_study(study: Study, place: Workplace) -> None:
     make_data(place, arms)
     trainings = [training(place, arm, seed) for seed in range(place.scale.seeds) for arm in arms]
     train_all(trainings, place.scale.processes, place.scale.threads, place.device)
-    judge = Judge.load(place.models / "judge" / JUDGE_FILE)
+    judge = load_judge(place.models)
     judge.network.to(place.device)
     for condition in study.conditions:
         for seed in range(place.scale.seeds):

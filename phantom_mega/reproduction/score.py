@@ -14,10 +14,10 @@ from phantom_mega.toyworld.scores import (
     attribute_distances,
     binding,
     copy_paste,
-    identity_distance,
     identity_score,
     match_places,
     prompt_scores,
+    retrieval,
 )
 from phantom_mega.toyworld.subjects import Subject
 
@@ -90,9 +90,8 @@ def score_case(case: Case, reading: Reading, video: np.ndarray, others: Sequence
         values["identity"].append(identity_score(shown, actor.subject))
         values["semantics"].append(1 - float(np.mean([apart[name] for name in _SEMANTICS])))
         values["detail"].append(1 - float(np.mean([apart[name] for name in _DETAIL if name in apart])))
-        own = identity_distance(shown, actor.subject)
         strangers = [other for other in others if other != actor.subject]
-        values["retrieval"].append(float(all(own < identity_distance(shown, other) for other in strangers)))
+        values["retrieval"].append(float(retrieval(shown, actor.subject, strangers)))
     result = {name: float(np.mean(found)) for name, found in values.items()}
     result |= prompt_scores(reading, scene, aspect)
     bound = binding(reading, scene, aspect)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from phantom_mega.checkpoint.folder import find_checkpoint
+from phantom_mega.checkpoint.folder import find_checkpoint, iteration_of
 from phantom_mega.errors import UserError
 from phantom_mega.metrics import metrics_path
 
@@ -44,7 +44,7 @@ class Training:
     def finished(self) -> bool:
         """Whether the checkpoint of the last iteration is there."""
         found = find_checkpoint(self.folder) if self.folder.is_dir() else None
-        return found is not None and found.name == f"iter_{self.iterations:07d}"
+        return found is not None and iteration_of(found) == self.iterations
 
 
 def train_all(trainings: Sequence[Training], processes: int, threads: int, device: str) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from phantom_mega.conditioning.linear_vae import LinearVideoVAE
 from phantom_mega.toyworld.identity_network import IdentityNetwork, cut_upright, turned
@@ -18,7 +17,7 @@ from phantom_mega.toyworld.latents import round_trip
 from phantom_mega.toyworld.render import render
 from phantom_mega.toyworld.scenes import Actor, Scene, draw_scene, pose, seen_pose
 from phantom_mega.toyworld.shapes import flips_visibly, turns_visibly
-from phantom_mega.toyworld.spoiling import bfloat16_is_fast, learning_rate, spoil
+from phantom_mega.toyworld.spoiling import bfloat16_is_fast, fit, new_network, spoil
 from phantom_mega.toyworld.subjects import PARTS, SHAPES, TEXTURES, draw_subject
 
 SCENES = 64  # of a batch
@@ -60,24 +59,14 @@ def train_identity(
     seed: int, steps: int, device: torch.device | str = "cpu", progress: bool = True, vae: LinearVideoVAE | None = None
 ) -> IdentityNetwork:
     """Train on renders of all subjects; the arguments are those of `judge_training.train_judge`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = IdentityNetwork()
-    network = network.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
+    network, optimizer = new_network(IdentityNetwork, seed, device, LEARNING_RATE)
     half = bfloat16_is_fast(torch.device(device))
-    with tqdm(total=steps, desc="train identity", unit="it", disable=not progress, dynamic_ncols=True) as bar:
-        for step in range(steps):
-            crops = make_crops(seed, step, vae)
-            loss = identity_loss(network, crops, np.random.default_rng((seed, step, 3)), device, half)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            bar.update()
-            if step % 20 == 0:
-                bar.set_postfix(loss=f"{loss.item():.3f}")
+
+    def loss_at(step: int) -> torch.Tensor:
+        crops = make_crops(seed, step, vae)
+        return identity_loss(network, crops, np.random.default_rng((seed, step, 3)), device, half)
+
+    fit(network, optimizer, steps, loss_at, "train identity", progress)
     return network.float().cpu()
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from phantom_mega.conditioning.linear_vae import LinearVideoVAE
 from phantom_mega.toyworld.backgrounds import BACKGROUNDS
@@ -22,7 +21,7 @@ from phantom_mega.toyworld.render import render, render_masks
 from phantom_mega.toyworld.samples import SPLITS, ToyReference, make_sample
 from phantom_mega.toyworld.scenes import CAMERAS, LIGHTS, MAX_ACTORS, MOTIONS, Scene, draw_scene, pose, seen_pose
 from phantom_mega.toyworld.shapes import turns_visibly
-from phantom_mega.toyworld.spoiling import bfloat16_is_fast, learning_rate, spoil
+from phantom_mega.toyworld.spoiling import bfloat16_is_fast, fit, new_network, spoil
 from phantom_mega.toyworld.subjects import draw_subject
 
 STEPS = 600
@@ -79,27 +78,16 @@ def train_scene_network(
     seed: int, steps: int, device: torch.device | str = "cpu", progress: bool = True, vae: LinearVideoVAE | None = None
 ) -> JudgeNetwork:
     """Train the first of the two networks; the arguments are those of `train_judge`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = JudgeNetwork()
-    network = network.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
+    network, optimizer = new_network(JudgeNetwork, seed, device, LEARNING_RATE)
     half = bfloat16_is_fast(torch.device(device))
-    with tqdm(total=steps, desc="train judge", unit="it", disable=not progress, dynamic_ncols=True) as bar:
-        for step in range(steps):
-            videos, truth = make_batch(seed, step, vae)
-            videos = spoil(videos, np.random.default_rng((seed, step, 1))).to(device)
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
-                loss = judge_loss(network, videos, _to(truth, device))
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 2.0)
-            optimizer.step()
-            schedule.step()
-            bar.update()
-            if step % 20 == 0:
-                bar.set_postfix(loss=f"{loss.item():.3f}")
+
+    def loss_at(step: int) -> torch.Tensor:
+        videos, truth = make_batch(seed, step, vae)
+        videos = spoil(videos, np.random.default_rng((seed, step, 1))).to(device)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
+            return judge_loss(network, videos, _to(truth, device))
+
+    fit(network, optimizer, steps, loss_at, "train judge", progress, max_norm=2.0)
     return network.float().cpu()
 
 

@@ -19,7 +19,7 @@ from phantom_mega.config import RunConfig
 from phantom_mega.errors import UserError
 from phantom_mega.evaluation.metric import Item, Measured
 from phantom_mega.toyworld.judge import Judge
-from phantom_mega.toyworld.models import JUDGE_FILE
+from phantom_mega.toyworld.models import load_judge
 from phantom_mega.toyworld.reading import Reading
 from phantom_mega.toyworld.scores import copy_paste as copied
 from phantom_mega.toyworld.scores import identity_score, match_places, prompt_scores
@@ -104,6 +104,6 @@ def _metric(name: str, title: str, higher: bool, scores: Scores, config: RunConf
         raise UserError("data.valid_index_path is empty; name the validation folder that tools/make_toyworld.py wrote")
     folders = [Path(path) if Path(path).is_dir() else Path(path).parent for path in config.data.valid_index_path]
     truths = {key: truth for folder in folders for key, truth in read_truth(folder).items()}
-    judge = Judge.load(Path(config.conditioning.vae).parent / "judge" / JUDGE_FILE)
+    judge = load_judge(Path(config.conditioning.vae).parent)
     judge.network.to(device)
     return ToyMetric(name, title, higher, scores, judge, truths)

@@ -1,12 +1,14 @@
-"""What the trainings of the toy world's models share: spoiled videos, the learning rate, the precision."""
+"""What the trainings of the toy world's models share: the loop, the learning rate, the precision, spoiled videos."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 WARM_UP = 60  # steps
 
@@ -17,6 +19,50 @@ def learning_rate(step: int, steps: int) -> float:
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))
+
+
+def fit(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int, loss_at: Callable[[int], torch.Tensor],
+    title: str, progress: bool, max_norm: float | None = None, after_step: Callable[[], object] | None = None,
+) -> None:  # fmt: skip
+    """Train in place, at a share of the optimizer's rate that `learning_rate` tells.
+
+    Args:
+        model: whose gradients are clipped.
+        optimizer: of its weights.
+        steps: how many.
+        loss_at: from a step's number to its loss.
+        title: of the bar.
+        progress: show a bar on stderr.
+        max_norm: gradients are clipped to it; None clips none.
+        after_step: called after every update.
+    """
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
+    with tqdm(total=steps, desc=title, unit="it", disable=not progress, dynamic_ncols=True) as bar:
+        for step in range(steps):
+            loss = loss_at(step)
+            optimizer.zero_grad()
+            loss.backward()
+            if max_norm is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+            optimizer.step()
+            schedule.step()
+            if after_step is not None:
+                after_step()
+            bar.update()
+            if step % 20 == 0:
+                bar.set_postfix(loss=f"{loss.item():.3f}")
+
+
+def new_network[N: torch.nn.Module](
+    kind: type[N], seed: int, device: torch.device | str, peak: float
+) -> tuple[N, torch.optim.Optimizer]:
+    """A network with weights by a seed, and its AdamW with a peak learning rate."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = kind()
+    network = network.to(device, memory_format=torch.channels_last)
+    return network, torch.optim.AdamW(network.parameters(), peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:

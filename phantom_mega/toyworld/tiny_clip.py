@@ -20,13 +20,12 @@ import torch.nn.functional as F
 from open_clip.loss import ClipLoss
 from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
 
 from phantom_mega.conditioning.vision import FrozenVisionTower
 from phantom_mega.hf.vision_tower import PhantomVisionTower
 from phantom_mega.toyworld.captions import phrase
 from phantom_mega.toyworld.samples import make_sample
-from phantom_mega.toyworld.spoiling import bfloat16_is_fast, learning_rate
+from phantom_mega.toyworld.spoiling import bfloat16_is_fast, fit
 from phantom_mega.toyworld.subjects import HUES, PARTS, SHAPES, TEXTURES, Subject, colour_name, draw_subject
 
 MODEL_CONFIG = {
@@ -137,30 +136,23 @@ def train_tiny_clip(seed: int = 0, steps: int = STEPS, pool: int = POOL, progres
     others = [weight for weight in model.parameters() if weight.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, LEARNING_RATE, betas=(0.9, 0.98), fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
     rng, loss_of = np.random.default_rng(seed), ClipLoss()
+
+    def loss_at(step: int) -> torch.Tensor:
+        rows = rng.choice(pool, min(BATCH, pool), replace=False)
+        plain = torch.from_numpy(rng.random(len(rows)) < PLAIN_SHARE)[:, None]
+        texts = torch.where(plain, captions["plain"][rows], captions["distinct"][rows])
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast(torch.device("cpu"))):
+            told = model(augment(pixels[rows], rng), texts)
+        return loss_of(**{name: value.float() for name, value in told.items()})
+
+    def keep_scale() -> None:
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, np.log(100))  # as CLIP was trained
+
     # Of sequences of 17 and 32 tokens the CPU's flash attention takes several times as long backward as plain products.
-    with (
-        tqdm(total=steps, desc="train CLIP", unit="it", disable=not progress, dynamic_ncols=True) as bar,
-        sdpa_kernel(SDPBackend.MATH),
-    ):
-        for step in range(steps):
-            rows = rng.choice(pool, min(BATCH, pool), replace=False)
-            plain = torch.from_numpy(rng.random(len(rows)) < PLAIN_SHARE)[:, None]
-            texts = torch.where(plain, captions["plain"][rows], captions["distinct"][rows])
-            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast(torch.device("cpu"))):
-                told = model(augment(pixels[rows], rng), texts)
-            loss = loss_of(**{name: value.float() for name, value in told.items()})
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            with torch.no_grad():
-                model.logit_scale.clamp_(0, np.log(100))  # as CLIP was trained
-            bar.update()
-            if step % 20 == 0:
-                bar.set_postfix(loss=f"{loss.item():.3f}")
+    with sdpa_kernel(SDPBackend.MATH):
+        fit(model, optimizer, steps, loss_at, "train CLIP", progress, max_norm=1.0, after_step=keep_scale)
     return TinyClip.of(model.eval().requires_grad_(False))
 
 

@@ -46,7 +46,7 @@ def test_each_metric_gives_a_number_between_0_and_1_or_says_why_not(config, make
     for number in range(3):
         found = metric.measure(item(number))
         assert 0 <= found.value <= 1
-        assert found.missing or (metric.scores.__name__ == "scores" and found.detail)
+        assert found.missing or found.detail
 
 
 def test_scores_of_a_perfect_reading_are_those_of_the_truth(config):
