@@ -13,9 +13,9 @@ from phantom_mega.config_io import load_run_config
 from phantom_mega.generation.load import load_pipeline
 from phantom_mega.hf import PhantomTransformer3DModel
 from phantom_mega.hf.pipeline_phantom import PhantomPipeline
-from phantom_mega.images import image_tensor, pad_white
 from phantom_mega.reproduction.arms import ARMS, Condition
 from phantom_mega.reproduction.cases import FRAMES, Case, size_of
+from phantom_mega.toyworld.judge_accuracy import paste
 
 
 def generate(condition: Condition, run: Path, cases: list[Case], steps: int, seed: int, device: str) -> np.ndarray:
@@ -31,7 +31,7 @@ def generate(condition: Condition, run: Path, cases: list[Case], steps: int, see
     """
     height, width = size_of(condition)
     if condition.references == "pasted":
-        return np.stack([paste(case, height, width) for case in cases])
+        return np.stack([paste(case.images, FRAMES, height, width) for case in cases])
     pipe = _load(condition, run, seed, device)
     videos = []
     bar = tqdm(cases, desc=f"{condition.name}, seed {seed}", unit="video", leave=False, disable=None)
@@ -50,14 +50,6 @@ def generate(condition: Condition, run: Path, cases: list[Case], steps: int, see
         ).frames
         videos.append((np.asarray(frames[0]) * 255).round().astype(np.uint8))
     return np.stack(videos)
-
-
-def paste(case: Case, height: int, width: int) -> np.ndarray:
-    """The trivial answer, uint8 [F, H, W, 3]: the references, side by side, as a video that stands still."""
-    share = width // len(case.images)
-    parts = [pad_white(image_tensor(image), height, share) for image in case.images]
-    still = torch.cat(parts, dim=-1).clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
-    return np.repeat(still[None], FRAMES, axis=0)
 
 
 def _load(condition: Condition, run: Path, seed: int, device: str) -> PhantomPipeline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -126,7 +127,10 @@ def measure_copying(judge: Judge, samples: list[ToySample], videos: list[np.ndar
         `identity`, which is high in both.
     """
     frames, height, width = videos[0].shape[:3]
-    shown = {"true": videos, "pasted": [paste(sample.references[0].image, *videos[0].shape[:3]) for sample in samples]}
+    shown = {
+        "true": videos,
+        "pasted": [paste([sample.references[0].image], *videos[0].shape[:3]) for sample in samples],
+    }
     result = {}
     for name, some in shown.items():
         told = defaultdict(list)
@@ -145,10 +149,10 @@ def mean_of_known(values: list[float]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def paste(image: np.ndarray, frames: int = 17, height: int = 32, width: int = 32) -> np.ndarray:
-    """A video uint8 [F, H, W, 3] that holds a reference image still, padded with white to its aspect."""
-    frame = pad_white(image_tensor(image), height, width).permute(1, 2, 0).numpy()
-    return np.repeat(frame[None], frames, 0)
+def paste(images: Sequence[np.ndarray], frames: int = 17, height: int = 32, width: int = 32) -> np.ndarray:
+    """The trivial answer, uint8 [F, H, W, 3]: reference images side by side, padded with white, standing still."""
+    parts = [pad_white(image_tensor(image), height, width // len(images)) for image in images]
+    return np.repeat(torch.cat(parts, dim=2).permute(1, 2, 0).numpy()[None], frames, 0)
 
 
 def _others(seed: int) -> list[Subject]:

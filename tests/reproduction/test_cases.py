@@ -4,7 +4,7 @@ import numpy as np
 
 from phantom_mega.reproduction.arms import Condition
 from phantom_mega.reproduction.cases import line_up, make_cases
-from phantom_mega.reproduction.generate import paste
+from phantom_mega.toyworld.judge_accuracy import paste
 from phantom_mega.toyworld.subjects import held_out
 
 
@@ -36,10 +36,10 @@ def test_words_change_with_the_style_and_scenes_do_not():
 
 def test_a_pasted_reference_stands_still_and_fills_the_height():
     (case,) = make_cases(Condition("x", "x", references="pasted"), 1)
-    video = paste(case, 32, 32)
+    video = paste(case.images)
     assert video.shape == (17, 32, 32, 3) and (video == video[:1]).all()
     two = make_cases(Condition("y", "y", arm="pair", references="pasted"), 1)[0]
-    assert paste(two, 32, 64).shape == (17, 32, 64, 3)
+    assert paste(two.images, 17, 32, 64).shape == (17, 32, 64, 3)
 
 
 def test_the_line_up_holds_each_identity_once():

@@ -198,7 +198,7 @@ def test_what_is_no_judge_or_no_video_is_told_in_one_line(tmp_path):
 
 def test_a_pasted_video_holds_its_reference_on_white():
     image = make_sample(1, 0).references[0].image
-    video = paste(image, 5, 32, 64)
+    video = paste([image], 5, 32, 64)
     assert video.shape == (5, 32, 64, 3) and (video == video[:1]).all()
     assert (video[:, :, :10] == 255).all() and not (video[:, :, 20:44] == 255).all()
 
