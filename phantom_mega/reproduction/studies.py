@@ -96,8 +96,8 @@ COPY_PASTE = Study(
     (BASE, Condition("in_pair", "trained on in pairs", arm="in_pair"), PASTED),
     COLUMNS,
     (
-        Claim("cross pairs lower copy-paste", "copy_paste", "base", "in_pair", LESS, "section 3.3"),
-        Claim("cross pairs raise prompt following", "prompt", "base", "in_pair", MORE, "section 3.3"),
+        Claim("cross pairs lower copy-paste", "copy_paste", "base", "in_pair", LESS, "the paper"),
+        Claim("cross pairs raise prompt following", "prompt", "base", "in_pair", MORE, "the paper"),
     ),
     "The paper: training on in pairs leaks the reference's pose, light and background into the video; cross pairs do "
     "not, and videos follow the text better.",
@@ -148,8 +148,8 @@ VAE_DROPOUT = Study(
     ),
     COLUMNS,
     (
-        Claim("dropout lowers copy-paste", "copy_paste", "vae_dropout_07", "vae_dropout_0", LESS, "section 4.1"),
-        Claim("dropout raises prompt following", "prompt", "vae_dropout_07", "vae_dropout_0", MORE, "section 4.1"),
+        Claim("dropout lowers copy-paste", "copy_paste", "vae_dropout_07", "vae_dropout_0", LESS, "the paper"),
+        Claim("dropout raises prompt following", "prompt", "vae_dropout_07", "vae_dropout_0", MORE, "the paper"),
     ),
     "The paper trains with 0.7, to balance the VAE against CLIP; it gives no table.",
 )
