@@ -21,8 +21,9 @@ from phantom_mega.toyworld.dataset import ToySettings, write_toyworld
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 RECIPE = "toy"
-# Visual tokens of 32 samples: 5 latent frames and the references, 4 tokens a frame of 32x32, 8 of 32x64.
-TOKENS = {SINGLE: 32 * (5 + 1) * 4, PAIR: 32 * (5 + 2) * 8}
+# Visual tokens of 32 samples with one actor and 16 with two: 5 latent frames and the references, 4 tokens a frame of
+# 32x32, 8 of 32x64.
+TOKENS = {SINGLE: 32 * (5 + 1) * 4, PAIR: 16 * (5 + 2) * 8}
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def _data_arguments(place: Workplace, arm: Arm, seed: int) -> list[str]:
     ]
     arguments += [override for override in arm.overrides if override.startswith("data.")]
     if arm.world == PAIR:
-        arguments += ["data.min_references=2", "data.text_seq_length=2432"]
+        arguments += ["data.min_references=2", "data.text_seq_length=832"]
     return arguments
 
 

@@ -31,7 +31,7 @@ from phantom_mega.toyworld.subjects import HUES, PARTS, SHAPES, TEXTURES, Subjec
 MODEL_CONFIG = {
     "embed_dim": 64,
     "vision_cfg": {
-        "image_size": 32, "patch_size": 8, "width": 96, "layers": 3, "head_width": 32, "mlp_ratio": 3.0,
+        "image_size": 32, "patch_size": 16, "width": 96, "layers": 3, "head_width": 32, "mlp_ratio": 3.0,
         "pool_type": "avg",
     },
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2},
