@@ -4,7 +4,8 @@ Examples:
   python launchers/reproduce.py ablation                        # Table 3, on a GPU if there is one
   python launchers/reproduce.py copy_paste --device cpu         # cross pairs against in pairs, on two cores
   python launchers/reproduce.py confusion --output runs/toy     # Table 4
-  python launchers/reproduce.py all --output runs/toy           # every study; trainings are shared
+  python launchers/reproduce.py ablation copy_paste             # two of them, each training once
+  python launchers/reproduce.py all                             # every study
   python launchers/reproduce.py ablation --report-only          # the tables of what has been measured
 
 A study makes data, VAE, CLIP and judge of the toy world, trains its arms with three seeds by launchers/train.py,
@@ -33,7 +34,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add(
-        "study", choices=(*STUDIES, "all"), help="; ".join(f"{study.name}: {study.title}" for study in STUDIES.values())
+        "study",
+        nargs="+",
+        choices=(*STUDIES, "all"),
+        help="; ".join(f"{study.name}: {study.title}" for study in STUDIES.values()),
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one")
     add("--output", type=Path, help=f"folder of everything; default: {OUTPUT}_cpu or {OUTPUT}_gpu")
@@ -55,14 +59,17 @@ def main() -> int:
 
     from phantom_mega.reproduction.assets import Workplace
     from phantom_mega.reproduction.report import write_report
-    from phantom_mega.reproduction.run import run_study
+    from phantom_mega.reproduction.run import measure_study, prepare
 
     place = Workplace((args.output or Path(f"{OUTPUT}_{name}")).resolve(), SCALES[name], device)
     command = shlex.join(["python", "launchers/reproduce.py", *sys.argv[1:]])
     where = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores ({platform.machine()})"
-    for study in STUDIES.values() if args.study == "all" else (STUDIES[args.study],):
+    studies = [STUDIES[name] for name in (STUDIES if "all" in args.study else dict.fromkeys(args.study))]
+    if not args.report_only:
+        prepare(studies, place)
+    for study in studies:
         if not args.report_only:
-            run_study(study, place)
+            measure_study(study, place)
         print(write_report(study, place, command, where), flush=True)
     return 0
 

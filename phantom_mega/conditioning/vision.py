@@ -122,7 +122,8 @@ def load_vision_tower(
     needs `vision_pretrained`, a published tag or a checkpoint file.
 
     Raises:
-        UserError: open_clip does not know it, cannot load its weights, or would leave them random.
+        UserError: open_clip does not know it, cannot load its weights, would leave them random, or would give them an
+            activation that they were not trained with.
     """
     if config.vision_encoder == "tiny":
         return load_tiny_tower(device)
@@ -155,7 +156,8 @@ def load_open_clip(
         (name that open_clip knows its architecture by, model).
 
     Raises:
-        UserError: open_clip does not know it, cannot load its weights, or would leave them random.
+        UserError: open_clip does not know it, cannot load its weights, would leave them random, or would give them an
+            activation that they were not trained with.
     """
     name = resolve_source(source)
     if Path(name).is_dir():
@@ -207,8 +209,19 @@ def _check_named_model(
             + (f" or one of {', '.join(tags)}" if tags else "")
         )
     if pretrained.lower() in tags or not os.path.isfile(pretrained):
+        _check_activation(name, pretrained, source_option)
         return None
     published = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
     shared = {(tuple(entry.get("mean", ())), tuple(entry.get("std", ()))) for entry in published}
     mean, std = shared.pop() if len(shared) == 1 else ((), ())
     return {"mean": mean, "std": std} if mean and std else None
+
+
+def _check_activation(name: str, tag: str, source_option: str) -> None:
+    """Refuse weights that were trained with the other GELU: open_clip only warns, and features are a little wrong."""
+    trained, built = open_clip.get_pretrained_cfg(name, tag), open_clip.get_model_config(name)
+    if trained and bool(trained.get("quick_gelu")) != bool(built.get("quick_gelu")):
+        right = f"{name}-quickgelu" if trained.get("quick_gelu") else name.removesuffix("-quickgelu")
+        raise UserError(
+            f"{source_option}={name!r} has another activation than the weights {tag!r} were trained with; use {right}"
+        )

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 from PIL import Image, ImageOps
 from torchvision.transforms import InterpolationMode
@@ -168,15 +167,6 @@ def open_clip_model(settings: EncoderSettings, metric: str, device: torch.device
     options = f"{metric}.model", f"{metric}.pretrained"
     if not settings.model:
         raise UserError(f"{options[0]} is not set; give a name of open_clip or a folder ({CLIP_SOURCE})")
-    # open_clip only warns of it, and gives features that are a little wrong.
-    known = open_clip.get_model_config(settings.model)
-    tag = open_clip.get_pretrained_cfg(settings.model, settings.pretrained) if known and settings.pretrained else {}
-    if tag and bool(tag.get("quick_gelu")) != bool(known.get("quick_gelu")):
-        right = f"{settings.model}-quickgelu" if tag.get("quick_gelu") else settings.model.removesuffix("-quickgelu")
-        raise UserError(
-            f"{options[0]}={settings.model!r} has another activation than the weights {settings.pretrained!r} were "
-            f"trained with; use {right}"
-        )
     what = f"{options[0]} (with {options[1]}={settings.pretrained!r})"
     try:
         name, model = load_open_clip(settings.model, settings.pretrained or None, what, *options)

@@ -10,11 +10,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from phantom_mega.files import whole_file
+from phantom_mega.metrics import metrics_path
 from phantom_mega.pictures import font
 from phantom_mega.reproduction.assets import Workplace
 from phantom_mega.reproduction.cases import FRAMES, make_cases
 from phantom_mega.reproduction.compare import AGREES, DISAGREES, Estimate, estimate, verdict
-from phantom_mega.reproduction.run import contact_videos, read_values
+from phantom_mega.reproduction.run import arms_of, contact_videos, read_values
 from phantom_mega.reproduction.score import METRICS
 from phantom_mega.reproduction.studies import Study
 from phantom_mega.toyworld.render import render
@@ -58,7 +59,8 @@ def render_report(
             f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] | {seeds} | {WORDS.get(decided, decided)} |"
         )
     columns = "; ".join(f"{METRICS[name].title}: {METRICS[name].about}" for name in study.metrics)
-    lines += ["", f"Paper: {study.paper}", "", f"Columns: {columns}.", "", judge_table(place), ""]
+    lines += ["", f"Paper: {study.paper}", "", f"Columns: {columns}.", "", training_table(study, place), ""]
+    lines += [judge_table(place), ""]
     lines += [f"![{study.title}]({picture})", ""]
     return "\n".join(lines)
 
@@ -79,6 +81,22 @@ def _cell(found: Estimate) -> str:
 
 READ = ("shape", "texture", "part", "retrieval", "motion", "background", "light", "camera", "count", "binding")
 CONDITIONS = {"sharp": "renders", "vae": "after the VAE", "blurred": "blurred"}
+
+
+def training_table(study: Study, place: Workplace) -> str:
+    """What every arm was trained for, from the logs of its runs: the mean over seeds."""
+    lines = ["| trained | iterations | loss of the last tenth | minutes a run |", "|---|---|---|---|"]
+    for arm in arms_of([study]):
+        runs = [_read_log(metrics_path(place.run(arm.name, seed))) for seed in range(place.scale.seeds)]
+        losses = [np.mean([row["loss"] for row in rows[-max(1, len(rows) // 10) :]]) for rows in runs]
+        minutes = [sum(row["elapsed"] for row in rows) / 60 for rows in runs]
+        cells = (arm.title, len(runs[0]), f"{np.mean(losses):.4f}", f"{np.mean(minutes):.1f}")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join([f"{place.scale.processes} runs at a time:", "", *lines])
+
+
+def _read_log(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def judge_table(place: Workplace) -> str:

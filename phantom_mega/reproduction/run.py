@@ -1,31 +1,32 @@
-"""Run a study: make what it needs, train its arms, sample its conditions, judge, compare. Re-running goes on."""
+"""Run studies: make what they need, train their arms, sample their conditions and judge. Re-running goes on."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from phantom_mega.errors import UserError
 from phantom_mega.files import whole_file
-from phantom_mega.reproduction.arms import ARMS, Condition
+from phantom_mega.reproduction.arms import ARMS, Arm, Condition
 from phantom_mega.reproduction.assets import Workplace, make_data, training
 from phantom_mega.reproduction.cases import make_cases
 from phantom_mega.reproduction.generate import generate
 from phantom_mega.reproduction.score import METRICS, score
 from phantom_mega.reproduction.studies import Study
-from phantom_mega.reproduction.train import train_all
+from phantom_mega.reproduction.train import Training, train_all
 from phantom_mega.toyworld.judge import Judge
 from phantom_mega.toyworld.models import ModelSettings, load_judge, make_models
 
 
-def run_study(study: Study, place: Workplace) -> None:
-    """Everything up to the values of every condition and seed, in files of the workplace.
+def prepare(studies: Iterable[Study], place: Workplace) -> None:
+    """Models of the world, data sets, and all trainings of some studies, those that they share once.
 
     Args:
-        study: what to compare.
+        studies: what to compare.
         place: where, how much, on what.
 
     Raises:
@@ -33,11 +34,24 @@ def run_study(study: Study, place: Workplace) -> None:
     """
     _claim(place)
     make_models(place.models, ModelSettings(**place.scale.models))
-    names = dict.fromkeys(condition.arm for condition in study.conditions if needs_training(condition))
-    arms = [ARMS[name] for name in names]
+    arms = arms_of(studies)
     make_data(place, arms)
-    trainings = [training(place, arm, seed) for seed in range(place.scale.seeds) for arm in arms]
-    train_all(trainings, place.scale.processes, place.scale.threads, place.device)
+    train_all(trainings_of(arms, place), place.scale.processes, place.scale.threads, place.device)
+
+
+def arms_of(studies: Iterable[Study]) -> list[Arm]:
+    """What some studies train, each once."""
+    conditions = [condition for study in studies for condition in study.conditions]
+    return [ARMS[name] for name in dict.fromkeys(one.arm for one in conditions if needs_training(one))]
+
+
+def trainings_of(arms: Sequence[Arm], place: Workplace) -> list[Training]:
+    """Every arm with the first seed before any with the second, so that what is done early can be compared."""
+    return [training(place, arm, seed) for seed in range(place.scale.seeds) for arm in arms]
+
+
+def measure_study(study: Study, place: Workplace) -> None:
+    """Sample and judge what is not measured yet: every condition and seed of a study that `prepare` has trained."""
     judge = load_judge(place.models)
     judge.network.to(place.device)
     for condition in study.conditions:

@@ -124,7 +124,7 @@ def test_scores_far_from_each_other_neither_overflow_nor_vanish(interpreted):
     # The softmax's exponents are scores in fp32: each is off by its own rounding.
     largest = (torch.einsum("ihd,jhd->hij", q, k) * q.shape[-1] ** -0.5).abs().max().item()
     bound = 4 * torch.finfo(torch.float32).eps * largest
-    assert 300 < largest and bound < 1e-3
+    assert largest > 300 and bound < 1e-3
     assert all(error < bound for error in errors(found, dense(shapes, spec, shifted, S, q, k, v, grad)))
 
 

@@ -1,6 +1,7 @@
 """A study from nothing to its report, by the commands that users call; interrupted and run again, it goes on."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from phantom_mega.errors import UserError
 from phantom_mega.reproduction.assets import Workplace
-from phantom_mega.reproduction.run import read_values, run_study
+from phantom_mega.reproduction.run import arms_of, measure_study, prepare, read_values, trainings_of
 from phantom_mega.reproduction.scale import SCALES
 from phantom_mega.reproduction.score import METRICS
 from phantom_mega.reproduction.studies import STUDIES
@@ -40,6 +41,7 @@ def test_a_study_leaves_a_report_with_a_row_for_every_condition_and_claim(done):
     for words in (*(condition.title for condition in study.conditions), *(claim.text for claim in study.claims)):
         assert words in text
     assert "launchers/reproduce.py copy_paste" in text and "CPU cores" in text and study.paper in text
+    assert re.search(r"\| in pairs \(references cut from the clip\) \| 4 \| \d\.\d{4} \| \d+\.\d \|", text)
     assert (root / "reports" / "copy_paste.png").stat().st_size > 1000
 
 
@@ -68,14 +70,23 @@ def test_running_it_again_makes_nothing_anew(done):
         return {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
 
     before = times()
-    run_study(STUDIES["copy_paste"], Workplace(root, SCALES["smoke"], "cpu"))
+    place = Workplace(root, SCALES["smoke"], "cpu")
+    prepare([STUDIES["copy_paste"]], place)
+    measure_study(STUDIES["copy_paste"], place)
     changed = [path.name for path, time in times().items() if time != before.get(path)]
     assert set(changed) <= {"report.json"}
 
 
 def test_a_folder_of_another_scale_is_refused(done):
     with pytest.raises(UserError, match=r"another scale: train_samples 64 \(now 8000\)"):
-        run_study(STUDIES["copy_paste"], Workplace(done[0], SCALES["cpu"], "cpu"))
+        prepare([STUDIES["copy_paste"]], Workplace(done[0], SCALES["cpu"], "cpu"))
+
+
+def test_studies_share_their_trainings_and_first_seeds_come_first(tmp_path):
+    arms = arms_of([STUDIES["ablation"], STUDIES["copy_paste"]])
+    assert [arm.name for arm in arms] == ["base", "no_vae", "no_clip", "in_pair"]
+    names = [one.folder.name for one in trainings_of(arms, Workplace(tmp_path, SCALES["cpu"], "cpu"))]
+    assert names == [f"{arm.name}_seed{seed}" for seed in range(3) for arm in arms]
 
 
 def test_wrong_words_are_told_in_one_line():
