@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from phantom_mega.files import whole_file
-from phantom_mega.metrics import metrics_path
+from phantom_mega.metrics import read_metrics
 from phantom_mega.pictures import font
 from phantom_mega.reproduction.assets import Workplace
 from phantom_mega.reproduction.cases import FRAMES, make_cases
@@ -87,16 +87,12 @@ def training_table(study: Study, place: Workplace) -> str:
     """What every arm was trained for, from the logs of its runs: the mean over seeds."""
     lines = ["| trained | iterations | loss of the last tenth | minutes a run |", "|---|---|---|---|"]
     for arm in arms_of([study]):
-        runs = [_read_log(metrics_path(place.run(arm.name, seed))) for seed in range(place.scale.seeds)]
+        runs = [read_metrics(place.run(arm.name, seed)) for seed in range(place.scale.seeds)]
         losses = [np.mean([row["loss"] for row in rows[-max(1, len(rows) // 10) :]]) for rows in runs]
         minutes = [sum(row["elapsed"] for row in rows) / 60 for rows in runs]
         cells = (arm.title, len(runs[0]), f"{np.mean(losses):.4f}", f"{np.mean(minutes):.1f}")
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join([f"{place.scale.processes} runs at a time:", "", *lines])
-
-
-def _read_log(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def judge_table(place: Workplace) -> str:

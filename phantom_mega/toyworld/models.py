@@ -22,7 +22,7 @@ from phantom_mega.toyworld.judge_accuracy import judge_accuracy
 JUDGE_FILE = "judge.safetensors"
 MADE = "made.json"  # in every folder: settings that made it, and what was measured
 REPORT = "report.json"
-FORMAT = 2  # raise when the same settings give other models
+FORMAT = 3  # raise when the same settings give other models
 MEASURED_ACTORS = (1, 2)
 
 

@@ -37,11 +37,11 @@ MODEL_CONFIG = {
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2},
 }  # fmt: skip
 PREPROCESS_CONFIG = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
-STEPS = 1000
+STEPS = 2000
 BATCH = 128
-POOL = 4000  # reference images that are trained on
+POOL = 8000  # reference images that are trained on
 LEARNING_RATE = 2e-3
-PLAIN_SHARE = 0.2  # of captions that name colour and shape only
+COLOURLESS_SHARE = 0.5  # of captions; those that name colours alone tell nearly all images of a batch apart
 SCENE_ACTORS = 4  # of the samples that references are taken from
 # What is told apart by captions, and its values.
 CLASSES: dict[str, tuple[Sequence[str], Callable[[Subject], str]]] = {
@@ -103,6 +103,13 @@ def tokenizer() -> open_clip.SimpleTokenizer:
     return open_clip.SimpleTokenizer(context_length=MODEL_CONFIG["text_cfg"]["context_length"])
 
 
+def colourless_phrase(subject: Subject) -> str:
+    """What tells a subject without its colours, such as "a plain star with horns"."""
+    marks = [mark for mark in (subject.texture, subject.part) if mark not in ("plain", "none")]
+    words = f"plain {subject.shape}" if subject.texture == "plain" else subject.shape
+    return f"a {words}" + (f" with {' and '.join(marks)}" if marks else "")
+
+
 def reference_pool(count: int, seed: int, split: str) -> tuple[list[np.ndarray], list[Subject]]:
     """Reference images uint8 [h, w, 3] as samples have them, and whom they show."""
     images, subjects = [], []
@@ -131,7 +138,8 @@ def train_tiny_clip(seed: int = 0, steps: int = STEPS, pool: int = POOL, progres
     model.train().requires_grad_(True)
     images, subjects = reference_pool(pool, seed, "train")
     pixels = torch.stack([clip.tower.preprocess(image) for image in images])
-    captions = {style: tokenizer()([phrase(subject, style) for subject in subjects]) for style in ("plain", "distinct")}
+    full = tokenizer()([phrase(subject, "distinct") for subject in subjects])
+    without = tokenizer()([colourless_phrase(subject) for subject in subjects])
     decayed = [weight for weight in model.parameters() if weight.ndim >= 2]
     others = [weight for weight in model.parameters() if weight.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
@@ -140,8 +148,8 @@ def train_tiny_clip(seed: int = 0, steps: int = STEPS, pool: int = POOL, progres
 
     def loss_at(step: int) -> torch.Tensor:
         rows = rng.choice(pool, min(BATCH, pool), replace=False)
-        plain = torch.from_numpy(rng.random(len(rows)) < PLAIN_SHARE)[:, None]
-        texts = torch.where(plain, captions["plain"][rows], captions["distinct"][rows])
+        colourless = torch.from_numpy(rng.random(len(rows)) < COLOURLESS_SHARE)[:, None]
+        texts = torch.where(colourless, without[rows], full[rows])
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast(torch.device("cpu"))):
             told = model(augment(pixels[rows], rng), texts)
         return loss_of(**{name: value.float() for name, value in told.items()})
