@@ -36,7 +36,7 @@ class Scale:
 
 SCALES = {
     "gpu": Scale(16000, 16000, 4000, 4000, 128, 50, 3, 4, 2),
-    "cpu": Scale(8000, 8000, 1500, 1500, 64, 25, 3, 2, 1),
+    "cpu": Scale(8000, 8000, 1100, 1100, 64, 25, 3, 2, 1),
     "smoke": Scale(64, 64, 4, 4, 3, 2, 1, 2, 1, {
         "latent_channels": LATENT_CHANNELS, "vae_videos": 20, "judge_steps": 2, "clip_steps": 2, "clip_pool": 64,
         "samples": 4,

@@ -158,7 +158,7 @@ def train_tiny_clip(seed: int = 0, steps: int = STEPS, pool: int = POOL, progres
         with torch.no_grad():
             model.logit_scale.clamp_(0, np.log(100))  # as CLIP was trained
 
-    # Of sequences of 17 and 32 tokens the CPU's flash attention takes several times as long backward as plain products.
+    # Of sequences of 5 and 32 tokens the CPU's flash attention takes several times as long backward as plain products.
     with sdpa_kernel(SDPBackend.MATH):
         fit(model, optimizer, steps, loss_at, "train CLIP", progress, max_norm=1.0, after_step=keep_scale)
     return TinyClip.of(model.eval().requires_grad_(False))
