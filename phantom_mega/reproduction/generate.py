@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from phantom_mega.config import model_arguments
 from phantom_mega.config_io import load_run_config
@@ -34,8 +33,7 @@ def generate(condition: Condition, run: Path, cases: list[Case], steps: int, see
         return np.stack([paste(case.images, FRAMES, height, width) for case in cases])
     pipe = _load(condition, run, seed, device)
     videos = []
-    bar = tqdm(cases, desc=f"{condition.name}, seed {seed}", unit="video", leave=False, disable=None)
-    for number, case in enumerate(bar):
+    for number, case in enumerate(cases):
         frames = pipe(
             case.sample.caption,
             case.images,
@@ -61,7 +59,7 @@ def _load(condition: Condition, run: Path, seed: int, device: str) -> PhantomPip
             torch.manual_seed(seed)
             pipe.register_modules(transformer=PhantomTransformer3DModel(**model_arguments(model)).eval())
     pipe.to(device)
-    pipe.set_progress_bar_config(disable=True)  # one bar for all videos says enough
+    pipe.set_progress_bar_config(disable=True)
     _keep(pipe, arm.vae, arm.clip)
     return pipe
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import torch
+from tqdm import tqdm
 
 from phantom_mega.errors import UserError
 from phantom_mega.files import whole_file
@@ -51,13 +56,32 @@ def trainings_of(arms: Sequence[Arm], place: Workplace) -> list[Training]:
 
 
 def measure_study(study: Study, place: Workplace) -> None:
-    """Sample and judge what is not measured yet: every condition and seed of a study that `prepare` has trained."""
-    judge = load_judge(place.models)
-    judge.network.to(place.device)
-    for condition in study.conditions:
-        for seed in range(place.scale.seeds):
-            if not place.results(condition.name, seed).is_file():
-                measure(condition, seed, place, judge)
+    """Sample and judge what is not measured yet: every condition and seed of a study that `prepare` has trained.
+
+    Args:
+        study: what to compare.
+        place: whose scale says how many are measured at a time.
+    """
+    missing = [
+        (condition, seed)
+        for condition in study.conditions
+        for seed in range(place.scale.seeds)
+        if not place.results(condition.name, seed).is_file()
+    ]
+    workers = min(place.scale.processes, len(missing))
+    if not workers:
+        return
+    # Spawned: a process forked after torch has started its threads may hang.
+    with ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(place.scale.threads,)
+    ) as pool:
+        waiting = [pool.submit(measure, condition, seed, place) for condition, seed in missing]
+        try:
+            for done in tqdm(as_completed(waiting), desc=f"measure {study.name}", total=len(waiting), disable=None):
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def needs_training(condition: Condition) -> bool:
@@ -65,12 +89,12 @@ def needs_training(condition: Condition) -> bool:
     return condition.references != "pasted"
 
 
-def measure(condition: Condition, seed: int, place: Workplace, judge: Judge) -> None:
+def measure(condition: Condition, seed: int, place: Workplace) -> None:
     """Sample and judge a condition with a seed; leaves `results/CONDITION/seedN.json` and `.npz`."""
     cases = make_cases(condition, place.scale.cases)
     run = place.run(condition.arm, seed)
     videos = generate(condition, run, cases, place.scale.steps, seed, place.device)
-    values = score(judge, cases, videos)
+    values = score(_judge(place.models, place.device), cases, videos)
     target = place.results(condition.name, seed)
     target.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(place.videos(condition.name, seed)) as temporary, open(temporary, "wb") as file:
@@ -78,6 +102,13 @@ def measure(condition: Condition, seed: int, place: Workplace, judge: Judge) -> 
     rows = [{"key": case.sample.key, **one} for case, one in zip(cases, values, strict=True)]
     with whole_file(target) as temporary:
         temporary.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+@functools.cache
+def _judge(models: Path, device: str) -> Judge:
+    judge = load_judge(models)
+    judge.network.to(device)
+    return judge
 
 
 def read_values(condition: Condition, place: Workplace) -> dict[str, np.ndarray]:
