@@ -192,7 +192,7 @@ def _check_named_model(
     source_option: str = "conditioning.vision_encoder",
     pretrained_option: str = "conditioning.vision_pretrained",
 ) -> dict | None:
-    """Refuse a name that open_clip would leave with random weights; the normalization of a checkpoint file's pixels.
+    """Refuse a name that open_clip would leave with random or unfit weights; the normalization of a file's pixels.
 
     open_clip knows the normalization of published tags only. Where all tags of an architecture share one (SigLIP does
     not use CLIP's), a file of that architecture gets it too.
@@ -219,6 +219,7 @@ def _check_named_model(
 
 def _check_activation(name: str, tag: str, source_option: str) -> None:
     """Refuse weights that were trained with the other GELU: open_clip only warns, and features are a little wrong."""
+    name = name.replace("/", "-")  # create_model takes ViT-B/32 too, these two do not
     trained, built = open_clip.get_pretrained_cfg(name, tag), open_clip.get_model_config(name)
     if trained and bool(trained.get("quick_gelu")) != bool(built.get("quick_gelu")):
         right = f"{name}-quickgelu" if trained.get("quick_gelu") else name.removesuffix("-quickgelu")

@@ -21,13 +21,14 @@ _PLACES = {
 _CAMERAS = {"static": "static camera", "pan": "panning camera", "zoom": "zooming camera"}
 
 
-def phrase(subject: Subject, style: str = "plain") -> str:
+def phrase(subject: Subject, style: str = "plain", colours: bool = True) -> str:
     """What a caption calls a subject.
 
     Args:
         subject: who.
         style: `plain` names colour and shape ("a red star"), `distinct` also texture and part ("a red star with green
             dots and horns", "a plain red star"), `vague` nothing ("a creature").
+        colours: False leaves them out ("a star with dots and horns").
 
     Raises:
         UserError: an unknown style.
@@ -36,13 +37,14 @@ def phrase(subject: Subject, style: str = "plain") -> str:
         raise UserError(f"caption style {style!r} is unknown; use one of {', '.join(STYLES)}")
     if style == "vague":
         return _CREATURE
-    words = f"{colour_name(subject.body)} {subject.shape}"
+    body, accent = (f"{colour_name(colour)} " if colours else "" for colour in (subject.body, subject.accent))
+    words = body + subject.shape
     if style == "distinct":
         if subject.texture == "plain":
             words = f"plain {words}"
         marks = [mark for mark in (subject.texture, subject.part) if mark not in ("plain", "none")]
         if marks:
-            words += f" with {colour_name(subject.accent)} {' and '.join(marks)}"
+            words += f" with {accent}{' and '.join(marks)}"
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 

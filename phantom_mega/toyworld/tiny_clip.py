@@ -103,13 +103,6 @@ def tokenizer() -> open_clip.SimpleTokenizer:
     return open_clip.SimpleTokenizer(context_length=MODEL_CONFIG["text_cfg"]["context_length"])
 
 
-def colourless_phrase(subject: Subject) -> str:
-    """What tells a subject without its colours, such as "a plain star with horns"."""
-    marks = [mark for mark in (subject.texture, subject.part) if mark not in ("plain", "none")]
-    words = f"plain {subject.shape}" if subject.texture == "plain" else subject.shape
-    return f"a {words}" + (f" with {' and '.join(marks)}" if marks else "")
-
-
 def reference_pool(count: int, seed: int, split: str) -> tuple[list[np.ndarray], list[Subject]]:
     """Reference images uint8 [h, w, 3] as samples have them, and whom they show."""
     images, subjects = [], []
@@ -139,7 +132,7 @@ def train_tiny_clip(seed: int = 0, steps: int = STEPS, pool: int = POOL, progres
     images, subjects = reference_pool(pool, seed, "train")
     pixels = torch.stack([clip.tower.preprocess(image) for image in images])
     full = tokenizer()([phrase(subject, "distinct") for subject in subjects])
-    without = tokenizer()([colourless_phrase(subject) for subject in subjects])
+    without = tokenizer()([phrase(subject, "distinct", colours=False) for subject in subjects])
     decayed = [weight for weight in model.parameters() if weight.ndim >= 2]
     others = [weight for weight in model.parameters() if weight.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]

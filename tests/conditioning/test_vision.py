@@ -104,9 +104,10 @@ def test_a_siglip_checkpoint_file_gets_siglips_normalization(tmp_path):
     assert found == {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
 
-def test_weights_of_another_activation_are_refused_with_the_right_name():
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B/32"])
+def test_weights_of_another_activation_are_refused_with_the_right_name(name):
     with pytest.raises(UserError, match=r"another activation than the weights 'openai'.*use ViT-B-32-quickgelu$"):
-        load("ViT-B-32", "openai")
+        load(name, "openai")
 
 
 def test_an_image_does_not_depend_on_its_neighbours(towers, monkeypatch):

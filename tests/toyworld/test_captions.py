@@ -20,15 +20,18 @@ def test_captions_are_plain_english():
 
 
 @pytest.mark.parametrize(
-    ("part", "texture", "words"),
+    ("part", "texture", "words", "colourless"),
     [
-        ("none", "plain", "a plain orange star"),
-        ("hat", "plain", "a plain orange star with blue hat"),
-        ("none", "dots", "an orange star with blue dots"),
+        ("none", "plain", "a plain orange star", "a plain star"),
+        ("hat", "plain", "a plain orange star with blue hat", "a plain star with hat"),
+        ("none", "dots", "an orange star with blue dots", "a star with dots"),
+        ("horns", "dots", "an orange star with blue dots and horns", "a star with dots and horns"),
     ],
 )
-def test_distinct_phrases_tell_texture_and_part(part, texture, words):
-    assert phrase(Subject("star", part, texture, ORANGE.body, ORANGE.accent), "distinct") == words
+def test_distinct_phrases_tell_texture_and_part_with_and_without_colours(part, texture, words, colourless):
+    subject = Subject("star", part, texture, ORANGE.body, ORANGE.accent)
+    assert phrase(subject, "distinct") == words
+    assert phrase(subject, "distinct", colours=False) == colourless
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -9,7 +9,7 @@ from phantom_mega.config import ConditioningConfig
 from phantom_mega.curation.report.precision import wilson
 from phantom_mega.toyworld import tiny_clip
 from phantom_mega.toyworld.samples import make_sample
-from phantom_mega.toyworld.subjects import Subject, held_out
+from phantom_mega.toyworld.subjects import held_out
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +29,6 @@ def test_a_short_training_knows_colours_of_subjects_it_never_saw(clip):
 def test_training_shows_no_subject_that_is_held_out():
     assert not any(map(held_out, tiny_clip.reference_pool(40, 0, "train")[1]))
     assert all(map(held_out, tiny_clip.reference_pool(12, 0, "validation")[1]))
-
-
-@pytest.mark.parametrize(
-    ("texture", "part", "words"),
-    [
-        ("dots", "horns", "a star with dots and horns"),
-        ("plain", "hat", "a plain star with hat"),
-        ("plain", "none", "a plain star"),
-    ],
-)
-def test_phrases_without_colours_tell_all_the_rest(texture, part, words):
-    subject = Subject(shape="star", part=part, texture=texture, body=(200, 40, 40), accent=(40, 200, 40))
-    assert tiny_clip.colourless_phrase(subject) == words
 
 
 def test_every_patch_token_is_trained(clip):
