@@ -1,4 +1,4 @@
-"""A curation that is killed in every one of its stages, and started again each time, ends with the same bytes."""
+"""A curation that is killed in stage after stage, and started again each time, ends with the same bytes."""
 
 import contextlib
 import json
@@ -24,6 +24,8 @@ SETTINGS = (
     "pairs.min_similarity=0.5", "pairs.max_similarity=0.999", "pairs.max_face_similarity=1.0",
     "faces.face_backend=dlib", "boxes.max_box_area=1.0", "boxes.max_cut_sides=2",
 )  # fmt: skip
+# Those that last longer than a kill does: in the others a row is done before its workers are gone.
+KILLED_IN = ("shots", "measures", "crops", "embeddings", "face_detections", "encoded")
 MAN = {"phrase": "a young man with brown hair", "category": "human", "appearance": "brown hair, a dark suit"}
 TIE = {"phrase": "a red bow tie", "category": "clothes", "appearance": "a shiny red bow tie"}
 
@@ -83,18 +85,14 @@ def made(output):
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_every_stage_ends_with_the_same_bytes(films, tmp_path):
+def test_a_run_killed_in_each_lasting_stage_ends_with_the_same_bytes(films, tmp_path):
     source, killed, whole = SOURCES["videos"], tmp_path / "killed", tmp_path / "whole"
     config = source.recipes.load("sample", list(SETTINGS[2:]))
-    stages = source.stages(str(films), config, tmp_path)
-    interrupted = set()
-    for stage in stages:
-        kill_in(start(films, killed), killed, stage)
-        parts = [killed / TABLES / stage.name / f"part-{part:05d}.parquet" for part in range(2)]
-        if not all(path.exists() for path in parts):
-            interrupted.add(stage.name)
-    # Others take less time than a kill does.
-    assert interrupted >= {"shots", "measures", "crops", "embeddings", "face_detections", "encoded"}, interrupted
+    stages = {stage.name: stage for stage in source.stages(str(films), config, tmp_path)}
+    for name in KILLED_IN:
+        kill_in(start(films, killed), killed, stages[name])
+        parts = [killed / TABLES / name / f"part-{part:05d}.parquet" for part in range(2)]
+        assert not all(path.exists() for path in parts), f"{name} was done before it was killed"
     for output in (killed, whole):
         assert start(films, output).wait(timeout=400) == 0, (tmp_path / f"{output.name}.log").read_text()[-4000:]
     assert parts_of(killed) == 2

@@ -14,7 +14,6 @@ from phantom_mega.config import RunConfig
 from phantom_mega.core.convert import core_to_hf
 from phantom_mega.training.optimizer import averages
 from phantom_mega.training.trainer import Trainer
-from tests.parallel.launch import run_rank
 from tests.reliability.worker import run_case
 
 
@@ -42,7 +41,3 @@ def main(folder: Path, arguments: list[str]) -> None:
         (folder / "results.json").write_text(json.dumps(results))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    run_rank(main)

@@ -13,7 +13,6 @@ from phantom_mega.hf.head_parallel import HeadParallel
 from phantom_mega.hf.transformer_phantom import joint_attention
 from phantom_mega.packs import PackLayout
 from phantom_mega.windows import WindowSpec
-from tests.parallel.launch import run_rank
 
 SHAPES = [
     SampleShape(frames=7, height=3, width=3, references=2, text_tokens=5, clip_tokens=3),
@@ -65,7 +64,3 @@ def main(folder: Path, _: list[str]) -> None:
     assert gradient_difference(model.head_parallel) < 1e-12
     (folder / f"rank{dist.get_rank()}.txt").write_text(f"{difference}\n{visual % size}")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    run_rank(main)

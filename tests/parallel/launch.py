@@ -15,16 +15,14 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def launch(module: str, ranks: int, folder: Path, *args: str, timeout: float = 240.0) -> None:
-    """Run `python -m module folder args...` on `ranks` processes; its `main` goes through `run_rank`.
+    """Run the module's `main(folder, args)` on `ranks` processes.
 
     Raises:
         AssertionError: a rank failed or time ran out; the message holds the traceback of the rank that failed first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", PYTHONPATH=str(REPOSITORY))
-    # c10d on port 0 lets torchrun choose a free port.
-    command = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    command += [f"--nproc-per-node={ranks}", "--max-restarts=0", "-m", module, str(folder), *args]
+    command = [sys.executable, "-m", "tests.parallel.torchrun", str(ranks), module, str(folder), *args]
     with open(folder / "output.txt", "w") as output:
         process = subprocess.Popen(
             command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True

@@ -23,7 +23,6 @@ from phantom_mega.core.convert import core_to_hf, load_hf
 from phantom_mega.core.parallel_config import initialize_distributed
 from phantom_mega.core.schedule import StepStats, forward_backward
 from tests.parallel import reference
-from tests.parallel.launch import run_rank
 from tests.parallel.layouts import BF16_LAYOUTS, LAYOUTS
 
 FP32, BF16 = reference.FP32, PrecisionConfig(bf16=True)
@@ -237,7 +236,3 @@ def main(folder: Path, names: list[str]) -> None:
             (folder / f"bf16_{name}.json").write_text(json.dumps(result))
         parallel_state.destroy_model_parallel()
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    run_rank(main)

@@ -1,7 +1,8 @@
 """Saves checkpoints until it is killed: `python -m tests.reliability.saver_server FOLDER TRIALS SEED`.
 
 Imports once, then forks a child for every trial. The child writes checkpoints as fast as it can, sync or async, every
-value of a checkpoint being its iteration. After a random time it is killed with SIGKILL, alone or with its writers.
+value of a checkpoint being its iteration. It is killed with SIGKILL, alone or with its writers, a random time after its
+start, after its first checkpoint, or just when a checkpoint is half written, in turn.
 Prints one JSON line for each trial: what the folder looked like then, and what was found wrong (nothing, one hopes).
 """
 
@@ -13,6 +14,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -30,6 +32,8 @@ MODEL = ModelConfig(
     num_layers=2, hidden_size=64, num_attention_heads=2, ffn_hidden_size=128, rope_axes_dim=[8, 12, 12],
     latent_channels=8, text_dim=16, clip_dim=16, timestep_dim=32,
 )  # fmt: skip
+
+MOMENTS = ("start", "saved", "half")
 
 
 class Run:
@@ -88,10 +92,29 @@ def child(folder: Path, background: bool, log: int) -> None:
         run.saver.poll()
 
 
-def trial(folder: Path, rng: random.Random, background: bool, group: bool, longest: float) -> dict:
-    """Start a child, kill it, look at what it leaves."""
+def latest_of(folder: Path) -> int:
+    """The iteration that `latest` names, or 0."""
+    return names.read_latest(names.find_root(folder)) if names.find_root(folder) else 0
+
+
+def half_written(folder: Path) -> bool:
+    """Whether a checkpoint is being written."""
+    return any(names.checkpoint_root(folder).glob(".iter_*.saving-*"))
+
+
+def trial(folder: Path, rng: random.Random, background: bool, group: bool, moment: str, longest: float = 1.0) -> dict:
+    """Start a child, kill it, look at what it leaves.
+
+    Args:
+        folder: of the run.
+        rng: draws the time until the kill.
+        background: async saves.
+        group: kill its writers too.
+        moment: at the `start` of saving, when one is `saved`, or when one is `half` written.
+        longest: seconds to wait at most, from the start or the first checkpoint.
+    """
     (folder / "saving").unlink(missing_ok=True)
-    before = names.read_latest(names.find_root(folder)) if names.find_root(folder) else 0
+    before = latest_of(folder)
     log = os.open(folder / "child.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     pid = os.fork()
     if pid == 0:
@@ -105,9 +128,17 @@ def trial(folder: Path, rng: random.Random, background: bool, group: bool, longe
         finally:
             os._exit(1)
     os.close(log)
-    while not (folder / "saving").exists() and os.waitpid(pid, os.WNOHANG)[0] == 0:
-        time.sleep(0.002)
+
+    def wait_for(condition: Callable[[], bool]) -> None:
+        while not condition() and os.waitpid(pid, os.WNOHANG)[0] == 0:
+            time.sleep(0.002)
+
+    wait_for((folder / "saving").exists)
+    if moment == "saved":
+        wait_for(lambda: latest_of(folder) > before)
     time.sleep(rng.uniform(0, longest))
+    if moment == "half":
+        wait_for(lambda: half_written(folder))
     (os.killpg if group else os.kill)(pid, signal.SIGKILL)
     code = os.waitpid(pid, 0)[1]
     root = names.checkpoint_root(folder)
@@ -129,7 +160,7 @@ def main() -> None:
     folder, trials, rng = Path(sys.argv[1]), int(sys.argv[2]), random.Random(int(sys.argv[3]))
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(trials):
-        report = trial(folder, rng, background=number % 2 == 1, group=number % 4 < 2, longest=2.0)
+        report = trial(folder, rng, background=number % 2 == 1, group=number % 4 < 2, moment=MOMENTS[number % 3])
         print(json.dumps(report), flush=True)
 
 

@@ -30,7 +30,7 @@ def saved(folder):
 
 @pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_latest_naming_a_complete_checkpoint(tmp_path):
-    """SIGKILL at random moments, in turn to sync and async savers, to the run alone and to its writers too."""
+    """SIGKILL to sync and async savers in turn, to the run alone and to its writers too."""
     command = [sys.executable, "-m", "tests.reliability.saver_server", str(tmp_path / "run"), str(KILLS), "7"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=400)
     trials = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -41,7 +41,7 @@ def test_a_kill_at_any_moment_leaves_latest_naming_a_complete_checkpoint(tmp_pat
     left = Counter(name for trial in trials for name in trial["left"])
     print(f"{KILLS} kills; hidden folders left: {dict(left)}; last checkpoint {trials[-1]['latest']}")
     assert left["saving"] >= 5, "the kills must come in the middle of saves"
-    assert trials[-1]["latest"] > 100, "the run goes on between kills"
+    assert trials[-1]["latest"] >= 10 * KILLS // 3, "the run goes on between kills"
 
 
 @pytest.mark.parametrize("background", [False, True])

@@ -17,7 +17,6 @@ from phantom_mega.config import RunConfig
 from phantom_mega.config_io import load_run_config
 from phantom_mega.errors import UserError
 from phantom_mega.training.trainer import Trainer, prepare
-from tests.parallel.launch import run_rank
 from tests.training.conftest import BASE
 
 
@@ -80,7 +79,7 @@ def close_groups() -> None:
 
 
 def train_case(config: RunConfig, case: dict) -> dict:
-    """Train as the case says, or only load and save."""
+    """Train as the case says; with `save_first`, save what was loaded before."""
     trainer = Trainer(config)
     weights: dict[int, float] = {}
     if torch.distributed.get_rank() == case.get("signal_rank"):
@@ -95,11 +94,10 @@ def train_case(config: RunConfig, case: dict) -> dict:
         "start": trainer.iteration,
         "weights": weights,
     }
-    if case.get("only_save"):
+    if case.get("save_first"):
         trainer._saved = None
         trainer.save()
         trainer.saver.wait()
-        return result
     try:
         return result | {"code": trainer.train(), "stopped_at": trainer.iteration}
     except UserError as error:
@@ -114,7 +112,3 @@ def main(folder: Path, arguments: list[str]) -> None:
         (folder / "results.json").write_text(json.dumps(results))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    run_rank(main)
