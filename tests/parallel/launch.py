@@ -14,7 +14,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def launch(module: str, ranks: int, folder: Path, *args: str, timeout: float = 240.0) -> None:
+def launch(module: str, ranks: int, folder: Path, *args: str, timeout: float = 600.0) -> None:
     """Run the module's `main(folder, args)` on `ranks` processes.
 
     Raises:

@@ -12,17 +12,22 @@ from phantom_mega.metrics import read_metrics
 from tests.reliability.helpers import EXACT, ranks_of
 from tests.slurm.test_scripts import SETTINGS, STAGE1, iterations, latest_checkpoint
 
-ITERATIONS, SAVE_INTERVAL = 150, 5
+# Of a job that is to be stopped: more than it can do, however fast the machine is.
+ENDLESS = 100_000
+SAVE_INTERVAL = 5
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
 class Job:
-    """A stage-1 job on two nodes with two ranks each."""
+    """A stage-1 job on two nodes with two ranks each; its learning rate does not depend on where it ends."""
 
-    def __init__(self, slurm, samples, folder: Path, *arguments: str, options: tuple[str, ...] = ()):
+    def __init__(
+        self, slurm, samples, folder: Path, *arguments: str, iterations: int = ENDLESS, options: tuple[str, ...] = ()
+    ):
         self.slurm, self.run, self.log = slurm, folder / "run", folder / "job.log"
+        self.iterations = iterations
         settings = {"RECIPE": "tiny_stage1", "RUN_DIR": str(self.run), "DATA_INDEX": str(samples)}
-        words = (*SETTINGS, f"train.train_iters={ITERATIONS}", f"train.save_interval={SAVE_INTERVAL}", *arguments)
+        words = (*SETTINGS, f"train.train_iters={iterations}", f"train.save_interval={SAVE_INTERVAL}", *arguments)
         self.id = slurm.submit(STAGE1, self.log, *words, options=options, **settings)
 
     def restarts(self) -> int:
@@ -48,17 +53,8 @@ class Job:
     def finish(self) -> list[dict]:
         """Wait for the end; the run's metrics."""
         self.slurm.wait_for_state(self.id, self.log, "COMPLETED")
-        assert latest_checkpoint(self.run) == ITERATIONS
+        assert latest_checkpoint(self.run) == self.iterations
         return read_metrics(self.run)
-
-
-@pytest.fixture(scope="module")
-def whole(slurm, samples, tmp_path_factory):
-    """Metrics of a job that nobody disturbs."""
-    job = Job(slurm, samples, tmp_path_factory.mktemp("whole"))
-    metrics = job.finish()
-    assert job.restarts() == 0 and [m["iteration"] for m in metrics] == list(range(1, ITERATIONS + 1))
-    return metrics
 
 
 @dataclass
@@ -112,11 +108,20 @@ def disturbed(slurm, samples, tmp_path_factory):
     wait_until(lambda: "was cancelled, so it is not requeued" in job.log.read_text(), job.log)
     stops.append(Stop("scancel", 0.0, job.done(), latest_checkpoint(job.run)))
     assert slurm.field(job.id, "JobState") == "CANCELLED" and job.restarts() == len(ways)
-    job = Job(slurm, samples, job.run.parent)  # somebody submits it again
+    job = Job(slurm, samples, job.run.parent, iterations=stops[-1].saved + 5)  # somebody submits it again
     metrics = job.finish()
     assert job.restarts() == 0
     print("requeued after", ", ".join(f"{stop.seconds:.0f} s ({stop.kind})" for stop in stops[:-1]))
     return metrics, job.log, stops
+
+
+@pytest.fixture(scope="module")
+def whole(slurm, samples, disturbed, tmp_path_factory):
+    """Metrics of a job of as many iterations as the disturbed one did, that nobody disturbs."""
+    job = Job(slurm, samples, tmp_path_factory.mktemp("whole"), iterations=len(disturbed[0]))
+    metrics = job.finish()
+    assert job.restarts() == 0 and [m["iteration"] for m in metrics] == list(range(1, job.iterations + 1))
+    return metrics
 
 
 def wait_until(condition, log: Path) -> None:
