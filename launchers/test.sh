@@ -4,6 +4,7 @@
 #   bash launchers/test.sh                          everything
 #   bash launchers/test.sh tests/test_windows.py    one file
 #   bash launchers/test.sh -m "not slurm"           without the one-machine Slurm cluster
+#   bash launchers/test.sh -m exhaustive            what takes many minutes and is else left out
 #
 # The whole suite is shared out to two pytest-xdist workers, whole files at a time (`-n 0` runs it in this process,
 # `-n 4` with cores to spare): many tests start processes of their own and wait for them.

@@ -12,9 +12,11 @@ settings.load_profile("suite")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-def pytest_collection_modifyitems(items):
-    """Skip what needs a GPU where there is none; start with what takes longest, so that no worker waits for it."""
+def pytest_collection_modifyitems(config, items):
+    """Skip what needs a GPU where there is none, and what takes many minutes; start with what takes longest."""
     for item in items:
+        if "exhaustive" in item.keywords and "exhaustive" not in config.option.markexpr:
+            item.add_marker(pytest.mark.skip(reason="takes many minutes: bash launchers/test.sh -m exhaustive"))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
     items.sort(key=lambda item: item.path.parent.name != "slurm")

@@ -84,7 +84,7 @@ def made(output):
     return {str(path.relative_to(output)): path.read_bytes() for path in sorted(paths) if path.is_file()}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_killed_in_each_lasting_stage_ends_with_the_same_bytes(films, tmp_path):
     source, killed, whole = SOURCES["videos"], tmp_path / "killed", tmp_path / "whole"
     config = source.recipes.load("sample", list(SETTINGS[2:]))

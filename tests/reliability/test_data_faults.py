@@ -166,7 +166,7 @@ def test_too_many_bad_samples_stop_the_run_with_exit_code_2(own_data, tmp_path):
     assert "unreadable samples, more than data.max_bad_samples=3; mend the shards named above" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("decoder", ["dali", "pyav"])
 def test_memory_is_flat_over_5000_batches(tmp_path, decoder):
     """Real clips and images, decoded anew in every epoch by two threads, in a process that starts as training does."""
