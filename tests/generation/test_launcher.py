@@ -11,6 +11,7 @@ import pytest
 from phantom_mega.errors import UserError
 from tests.generation.rephrase.test_endpoint import ok, serve  # noqa: F401 (a fixture)
 from tests.generation.test_video import read
+from tests.scripts import run_script
 from tests.training.conftest import REPOSITORY, environment
 
 LAUNCHER = str(REPOSITORY / "launchers/generate.py")
@@ -19,13 +20,13 @@ SMALL = ["--size", "48*32", "--frame-num", "5", "--sample-steps", "2"]
 
 def start(*words, ranks=1, code=0, env=None):
     """Run the launcher; returns what it printed."""
-    command = [sys.executable]
-    if ranks > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    done = subprocess.run(
-        [*command, LAUNCHER, *map(str, words)], env=environment() | (env or {}), capture_output=True, text=True,
-        timeout=240,
-    )  # fmt: skip
+    env = environment() | (env or {})
+    if ranks == 1:
+        done = run_script(LAUNCHER, *words, env=env)
+    else:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        command = [*torchrun, LAUNCHER, *map(str, words)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr[-3000:]}"
     return done.stdout + done.stderr
 

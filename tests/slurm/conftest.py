@@ -87,8 +87,12 @@ class Slurm:
         return self.command("sbatch", "--parsable", *flags, script, *arguments, **settings)
 
     def field(self, job: str, name: str) -> str:
-        """A field of `scontrol show job`, as `JobState`."""
-        return re.search(rf"\b{name}=(\S+)", self.command("scontrol", "show", "job", job)).group(1)
+        """A field of `scontrol show job`, as `JobState`; asks twice, for the controller is at times too busy."""
+        try:
+            text = self.command("scontrol", "show", "job", job)
+        except (AssertionError, subprocess.TimeoutExpired):
+            text = self.command("scontrol", "show", "job", job)
+        return re.search(rf"\b{name}=(\S+)", text).group(1)
 
     def daemon(self, node: str) -> int:
         """Process id of a node's slurmd."""

@@ -26,6 +26,7 @@ class Job:
     ):
         self.slurm, self.run, self.log = slurm, folder / "run", folder / "job.log"
         self.iterations = iterations
+        folder.mkdir(exist_ok=True)
         settings = {"RECIPE": "tiny_stage1", "RUN_DIR": str(self.run), "DATA_INDEX": str(samples)}
         words = (*SETTINGS, f"train.train_iters={iterations}", f"train.save_interval={SAVE_INTERVAL}", *arguments)
         self.id = slurm.submit(STAGE1, self.log, *words, options=options, **settings)
@@ -132,12 +133,14 @@ def wait_until(condition, log: Path) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.exhaustive
 def test_a_job_that_is_stopped_in_six_ways_ends_at_the_exact_loss_of_one_that_is_not(disturbed, whole):
     metrics, *_ = disturbed
     for name in EXACT:
         assert [m[name] for m in metrics] == [m[name] for m in whole], name
 
 
+@pytest.mark.exhaustive
 def test_a_chain_of_three_preemptions_loses_no_step(disturbed):
     _, log, stops = disturbed
     for stop in stops[:3]:
@@ -147,6 +150,7 @@ def test_a_chain_of_three_preemptions_loses_no_step(disturbed):
     assert done[:third] == list(range(1, third + 1)), "no step is done twice"
 
 
+@pytest.mark.exhaustive
 def test_a_killed_rank_costs_the_steps_since_the_last_save_and_nothing_else(disturbed):
     _, log, stops = disturbed
     killed = next(stop for stop in stops if stop.kind == "killed rank")
@@ -159,11 +163,25 @@ def test_a_killed_rank_costs_the_steps_since_the_last_save_and_nothing_else(dist
     print(f"{len(repeated)} steps repeated: {repeated}")
 
 
+@pytest.mark.exhaustive
 def test_a_cancelled_job_saves_and_is_told_from_one_that_slurm_requeued(disturbed):
     _, log, stops = disturbed
     assert stops[-1].kind == "scancel" and stops[-1].saved == stops[-1].done
     assert log.read_text().count("was cancelled, so it is not requeued") == 1
     assert log.read_text().count("Slurm has requeued job") == 2  # `scontrol requeue` and the lost node
+
+
+def test_a_job_that_is_signalled_goes_back_into_the_queue_and_ends_at_the_exact_loss(slurm, samples, tmp_path):
+    stopped = Job(slurm, samples, tmp_path / "stopped", iterations=20)
+    stopped.wait_for_iteration(2)
+    slurm.command("scancel", "--signal=USR1", "--batch", stopped.id)
+    stopped.wait_for_restart(1)
+    assert latest_checkpoint(stopped.run) == stopped.done() < 20
+    whole = Job(slurm, samples, tmp_path / "whole", iterations=20)
+    metrics, expected = stopped.finish(), whole.finish()
+    assert (stopped.restarts(), whole.restarts()) == (1, 0)
+    for name in EXACT:
+        assert [m[name] for m in metrics] == [m[name] for m in expected], name
 
 
 def test_a_job_that_cannot_work_is_not_requeued(slurm, samples, tmp_path):

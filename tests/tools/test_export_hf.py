@@ -9,16 +9,20 @@ from phantom_mega.config import ModelConfig
 from tests.checkpoint.helpers import all_weights, write_checkpoint
 from tests.generation.conftest import run  # noqa: F401 (a fixture)
 from tests.release.hub import serve
+from tests.scripts import run_script
 from tests.training.conftest import REPOSITORY, environment
 
 MODEL = ModelConfig(num_layers=2, hidden_size=64, num_attention_heads=2, ffn_hidden_size=128, latent_channels=48)
 
 
 def tool(*words, code=0, env=None):
-    command = [sys.executable, "tools/export_hf.py", *map(str, words)]
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment() | (env or {}), capture_output=True, text=True, timeout=240
-    )
+    if env is None:
+        done = run_script("tools/export_hf.py", *words, env=environment())
+    else:  # the hub's library reads its variables when it is imported
+        command = [sys.executable, "tools/export_hf.py", *map(str, words)]
+        done = subprocess.run(
+            command, cwd=REPOSITORY, env=environment() | env, capture_output=True, text=True, timeout=240
+        )
     assert done.returncode == code, f"{done.stdout}\n{done.stderr[-3000:]}"
     return done.stdout + done.stderr
 

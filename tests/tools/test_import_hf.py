@@ -16,6 +16,7 @@ from phantom_mega.hf import PhantomTransformer3DModel
 from tests.generation.conftest import run  # noqa: F401 (a fixture)
 from tests.media import write_data_set
 from tests.release.base_models.peers import NaDiT, NaDiTConfig, hunyuan, randomize
+from tests.scripts import run_script
 from tests.training.conftest import BASE, train
 
 REPOSITORY = Path(__file__).parents[2]
@@ -23,8 +24,7 @@ FIT = ["model.text_dim=24", "model.latent_channels=4"]
 
 
 def tool(*words):
-    command = [sys.executable, "tools/import_hf.py", *map(str, words)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    return run_script("tools/import_hf.py", *words)
 
 
 def trained_model(seed=0):
@@ -60,8 +60,8 @@ def test_exported_and_imported_weights_are_those_of_training_to_the_bit(run, tmp
     """A trained checkpoint, its export by the tool, and the checkpoint that the tool makes of that at TP2 x PP2."""
     trained = CheckpointReader(find_checkpoint(run))
     for weights, prefix in (("raw", ""), ("ema", "optimizer.state.ema.")):
-        export = [sys.executable, "tools/export_hf.py", run, tmp_path / weights, "--weights", weights, "--skip-verify"]
-        done = subprocess.run(list(map(str, export)), cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+        export = [run, tmp_path / weights, "--weights", weights, "--skip-verify"]
+        done = run_script("tools/export_hf.py", *export)
         assert done.returncode == 0, done.stderr
         layout = ["--tensor-model-parallel-size", 2, "--pipeline-model-parallel-size", 2]
         done = tool(tmp_path / weights, tmp_path / f"{weights}_back", *layout, "--verify")

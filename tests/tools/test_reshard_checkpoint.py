@@ -14,6 +14,7 @@ from phantom_mega.config import ModelConfig, RunConfig
 from phantom_mega.config_io import load_run_config
 from phantom_mega.errors import UserError
 from tests.checkpoint.helpers import write_checkpoint
+from tests.scripts import run_script
 
 REPOSITORY = Path(__file__).parents[2]
 MODEL = ModelConfig(num_layers=4, hidden_size=64, num_attention_heads=2, ffn_hidden_size=128)
@@ -29,8 +30,7 @@ def run(tmp_path_factory):
 
 
 def tool(*words, name="reshard_checkpoint"):
-    command = [sys.executable, f"tools/{name}.py", *map(str, words)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    return run_script(f"tools/{name}.py", *words)
 
 
 def script():

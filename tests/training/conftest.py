@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.media import write_data_set
+from tests.scripts import run_script
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Every option that the tests share: small, a few iterations, no progress bar.
@@ -57,8 +58,10 @@ def command(data, save, *overrides, ranks=1):
 
 def train(data, save, *overrides, ranks=1, code=0):
     """Run to the end; returns what was printed."""
-    done = subprocess.run(
-        command(data, save, *overrides, ranks=ranks), env=environment(), capture_output=True, text=True, timeout=300
-    )
+    words = command(data, save, *overrides, ranks=ranks)
+    if ranks == 1:
+        done = run_script(*words[1:], env=environment())
+    else:
+        done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout + done.stderr
