@@ -13,6 +13,7 @@ from phantom_mega.curation.report.reading import Tables
 from phantom_mega.curation.sources import SOURCES, find_source
 from phantom_mega.errors import UserError
 from tests.curation.clips import noise, real, write_empty, write_video
+from tests.scripts import run_script
 from tests.training.conftest import REPOSITORY, environment
 
 
@@ -90,8 +91,7 @@ def test_good_clips_are_selected_and_each_other_file_is_named_with_its_reason(tm
     ],
 )
 def test_mistakes_are_one_line(tmp_path, words, message):
-    command = [sys.executable, "launchers/curate.py", "--output", str(tmp_path / "out"), *words]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=200)
+    done = run_script("launchers/curate.py", "--output", tmp_path / "out", *words, env=environment())
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ") and message in done.stderr
 

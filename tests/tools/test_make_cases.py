@@ -1,8 +1,6 @@
 """Cases from a data set: images as training sees them, captions and phrases, readable by the generator."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,12 +11,11 @@ from phantom_mega.data.shards import ShardReader
 from phantom_mega.generation.cases import read_cases
 from phantom_mega.images import open_image
 from tests.media import write_data_set
-from tests.training.conftest import REPOSITORY
+from tests.scripts import run_script
 
 
 def run(*words, code=0):
-    command = [sys.executable, str(REPOSITORY / "tools/make_cases.py"), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = run_script("tools/make_cases.py", *words)
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
 

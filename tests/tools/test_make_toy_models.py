@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,14 +12,14 @@ from phantom_mega.toyworld import models
 from phantom_mega.toyworld.models import ModelSettings, load_judge, make_models
 from phantom_mega.toyworld.render import render
 from phantom_mega.toyworld.samples import make_sample
+from tests.scripts import run_script
 
 REPOSITORY = Path(__file__).parents[2]
 QUICK = ModelSettings(vae_videos=4, judge_steps=1, clip_steps=1, clip_pool=8, samples=3)
 
 
 def tool(*words):
-    command = [sys.executable, "tools/make_toy_models.py", *map(str, words)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    return run_script("tools/make_toy_models.py", *words)
 
 
 def script():

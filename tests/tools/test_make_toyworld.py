@@ -1,16 +1,12 @@
 """tools/make_toyworld.py: both splits from one command, mistakes are one line."""
 
-import subprocess
-import sys
-
 from phantom_mega.data.index import TripletIndex
 from phantom_mega.toyworld.truth import read_truth
-from tests.training.conftest import REPOSITORY
+from tests.scripts import run_script
 
 
 def run(*words, code=0):
-    command = [sys.executable, str(REPOSITORY / "tools/make_toyworld.py"), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = run_script("tools/make_toyworld.py", *words)
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
 

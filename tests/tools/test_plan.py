@@ -3,20 +3,18 @@
 import importlib.util
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from phantom_mega.errors import UserError
+from tests.scripts import run_script
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 def tool(*words):
-    command = [sys.executable, "tools/plan.py", *map(str, words)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    return run_script("tools/plan.py", *words)
 
 
 def script():
