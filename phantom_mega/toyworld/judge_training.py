@@ -5,9 +5,6 @@ Axes: B videos, K frames, A subjects (padded to `MAX_ACTORS`), H W pixels, h w c
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +12,6 @@ import torch
 import torch.nn.functional as F
 
 from phantom_mega.conditioning.linear_vae import LinearVideoVAE
-from phantom_mega.processes import end_with_parent
 from phantom_mega.toyworld.backgrounds import BACKGROUNDS
 from phantom_mega.toyworld.identity_training import train_identity
 from phantom_mega.toyworld.judge import HEIGHT, Judge
@@ -61,7 +57,7 @@ class Truth:
 
 def train_judge(
     seed: int = 0, steps: int = STEPS, device: torch.device | str = "cpu", progress: bool = True,
-    vae: LinearVideoVAE | None = None, processes: int = 1,
+    vae: LinearVideoVAE | None = None,
 ) -> Judge:  # fmt: skip
     """Train a judge on renders of all subjects, held-out ones too: it must know whom it is shown.
 
@@ -72,24 +68,10 @@ def train_judge(
         device: where to train.
         progress: show a bar on stderr.
         vae: some of the clips go through it, so that its blur is read as well as sharp renders.
-        processes: 2 trains the networks at the same time, in processes that share this one's threads: a step
-            draws its videos first, by one thread.
     """
-    if processes == 1:
-        return Judge(
-            train_scene_network(seed, steps, device, progress, vae), train_identity(seed, steps, device, progress, vae)
-        )
-    threads = max(1, torch.get_num_threads() // processes)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _start_process, (os.getpid(), threads)) as pool:
-        identity = pool.submit(train_identity, seed, steps, device, False, vae)  # two bars would share a line
-        scene = pool.submit(train_scene_network, seed, steps, device, progress, vae)
-        return Judge(scene.result(), identity.result())
-
-
-def _start_process(parent: int, threads: int) -> None:
-    end_with_parent(parent)
-    torch.set_num_threads(threads)
+    return Judge(
+        train_scene_network(seed, steps, device, progress, vae), train_identity(seed, steps, device, progress, vae)
+    )
 
 
 def train_scene_network(

@@ -24,7 +24,6 @@ MADE = "made.json"  # in every folder: settings that made it, and what was measu
 REPORT = "report.json"
 FORMAT = 3  # raise when the same settings give other models
 MEASURED_ACTORS = (1, 2)
-FEW_STEPS = 30  # below this, two processes take longer to start than they save
 
 
 @dataclass(frozen=True)
@@ -129,8 +128,7 @@ def _make_vae(folder: Path, settings: ModelSettings) -> dict:
 def _make_judge(folder: Path, vae_folder: Path, settings: ModelSettings, progress: bool) -> dict:
     vae = LinearVideoVAE.from_pretrained(vae_folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    processes = 2 if settings.judge_steps >= FEW_STEPS else 1
-    judge = judge_training.train_judge(settings.seed, settings.judge_steps, device, progress, vae, processes)
+    judge = judge_training.train_judge(settings.seed, settings.judge_steps, device, progress, vae)
     judge.save(folder / JUDGE_FILE)
     return {
         f"{actors} actor{'s' if actors > 1 else ''}":

@@ -207,11 +207,3 @@ def test_uniform_frames_are_the_first_and_the_last_and_even_between():
     video = np.arange(17, dtype=np.uint8)[:, None, None, None].repeat(32, 1).repeat(32, 2).repeat(3, 3)
     frames = judging._prepare(video, "video")
     assert ((frames[:, 0, 0, 0] + 1) * 127.5).round().tolist() == [0, 4, 8, 12, 16]
-
-
-@pytest.mark.exhaustive
-def test_networks_that_are_trained_at_the_same_time_are_those_trained_one_after_the_other():
-    after, together = (training.train_judge(0, 1, progress=False, processes=processes) for processes in (1, 2))
-    expected = after._both.state_dict()
-    for name, value in together._both.state_dict().items():
-        assert torch.equal(value, expected[name]), name
