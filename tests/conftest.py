@@ -19,6 +19,7 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="takes many minutes: bash launchers/test.sh -m exhaustive"))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+    # So that no worker waits for it in the end.
     items.sort(key=lambda item: item.path.parent.name != "slurm")
 
 

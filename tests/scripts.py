@@ -20,25 +20,34 @@ IMPORTED = ["phantom_mega.training.trainer", "phantom_mega.generation.run", "pha
 
 
 def run_script(
-    script: str, *words: object, env: Mapping[str, str] | None = None, timeout: float = 300.0
-) -> subprocess.CompletedProcess:
+    script: str, *words: object, env: Mapping[str, str] | None = None, ranks: int = 1, fresh: bool = False,
+    timeout: float = 300.0,
+) -> subprocess.CompletedProcess:  # fmt: skip
     """What `python SCRIPT WORDS...` prints and its exit code; it runs in the repository's root.
 
     Args:
         script: its path from the root.
         words: its arguments.
-        env: the environment, that of this process if None; what libraries read at import, they have read before.
+        env: the environment, that of this process if None.
+        ranks: more than one are started by torchrun.
+        fresh: start a Python of its own, for variables that libraries read when they are imported.
         timeout: seconds.
 
     Raises:
         subprocess.TimeoutExpired: it took longer, and was killed.
     """
+    command, env = [script, *map(str, words)], dict(os.environ if env is None else env)
+    if fresh or ranks > 1:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+        return subprocess.run(
+            [sys.executable, *torchrun, *command], cwd=REPOSITORY, env=env, capture_output=True, text=True,
+            timeout=timeout,
+        )  # fmt: skip
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
-    command = [script, *map(str, words)]
     with tempfile.TemporaryDirectory() as folder:
         printed = [Path(folder, name) for name in ("stdout", "stderr")]
-        process = context.Process(target=_run, args=(command, dict(os.environ if env is None else env), printed))
+        process = context.Process(target=_run, args=(command, env, printed))
         process.start()
         process.join(timeout)
         if process.is_alive():

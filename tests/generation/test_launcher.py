@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -20,13 +19,7 @@ SMALL = ["--size", "48*32", "--frame-num", "5", "--sample-steps", "2"]
 
 def start(*words, ranks=1, code=0, env=None):
     """Run the launcher; returns what it printed."""
-    env = environment() | (env or {})
-    if ranks == 1:
-        done = run_script(LAUNCHER, *words, env=env)
-    else:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        command = [*torchrun, LAUNCHER, *map(str, words)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    done = run_script(LAUNCHER, *words, env=environment() | (env or {}), ranks=ranks)
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr[-3000:]}"
     return done.stdout + done.stderr
 

@@ -11,11 +11,11 @@ import sys
 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from tests.parallel.launch import run_rank
+
 
 def rank(module: str, arguments: list[str]) -> None:
     """Run the module's `main` as this rank."""
-    from tests.parallel.launch import run_rank
-
     sys.argv = [module, *arguments]
     run_rank(importlib.import_module(module).main)
 

@@ -16,13 +16,8 @@ MODEL = ModelConfig(num_layers=2, hidden_size=64, num_attention_heads=2, ffn_hid
 
 
 def tool(*words, code=0, env=None):
-    if env is None:
-        done = run_script("tools/export_hf.py", *words, env=environment())
-    else:  # the hub's library reads its variables when it is imported
-        command = [sys.executable, "tools/export_hf.py", *map(str, words)]
-        done = subprocess.run(
-            command, cwd=REPOSITORY, env=environment() | env, capture_output=True, text=True, timeout=240
-        )
+    # The hub's library reads its variables when it is imported.
+    done = run_script("tools/export_hf.py", *words, env=environment() | (env or {}), fresh=env is not None)
     assert done.returncode == code, f"{done.stdout}\n{done.stderr[-3000:]}"
     return done.stdout + done.stderr
 

@@ -2,16 +2,13 @@
 
 import os
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.media import write_data_set
-from tests.scripts import run_script
+from tests.scripts import REPOSITORY, run_script
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 # Every option that the tests share: small, a few iterations, no progress bar.
 BASE = [
     *("--config", "tiny_stage1", "model.num_layers=2", "model.hidden_size=64", "model.num_attention_heads=2"),
@@ -47,21 +44,22 @@ def environment():
     return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 
 
+def arguments(data, save, *overrides):
+    """The launcher and what it is told."""
+    words = [*BASE, f"data.index_path=[{data}]", *overrides]
+    return [str(REPOSITORY / "launchers/train.py"), *words, *([f"train.save={save}"] if save else [])]
+
+
 def command(data, save, *overrides, ranks=1):
     """The command line of a run; several ranks by torchrun."""
     start = [sys.executable]
     if ranks > 1:
         start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    words = [*BASE, f"data.index_path=[{data}]", *overrides]
-    return [*start, str(REPOSITORY / "launchers/train.py"), *words, *([f"train.save={save}"] if save else [])]
+    return [*start, *arguments(data, save, *overrides)]
 
 
 def train(data, save, *overrides, ranks=1, code=0):
     """Run to the end; returns what was printed."""
-    words = command(data, save, *overrides, ranks=ranks)
-    if ranks == 1:
-        done = run_script(*words[1:], env=environment())
-    else:
-        done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
+    done = run_script(*arguments(data, save, *overrides), env=environment(), ranks=ranks)
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout + done.stderr
